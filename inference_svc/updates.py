@@ -1,0 +1,113 @@
+"""Weight updates as this service takes them: whether they fit, and how the engine swaps to them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+from inference_svc.engine_api import Engine
+from inference_svc.model_files import ModelFiles
+from inference_svc.update_checks import UpdateChecks
+from surogate.errors import FailedPreconditionError
+from surogate.telemetry.log import bind_process, get_logger
+from surogate.v1 import weights_pb2
+from surogate.weights.staging import StagedUpdate
+
+_log = get_logger("inference")
+
+
+class Updates:
+    """The served weights as a stack: the checkpoint, the images on top of it, and perhaps an adapter.
+
+    Images that deltas build on are kept beside the staged ones; with `keep_full`, full images too. `serving(bool)` is
+    told whether the weights are whole.
+    """
+
+    def __init__(self, engine: Engine, files: ModelFiles, *, keep_full: bool, serving: Callable[[bool], None]) -> None:
+        self._engine = engine
+        self._files = files
+        self._checks = UpdateChecks(files, engine.facts.max_lora_rank)
+        self._keep_full = keep_full
+        self._serving = serving
+        self._images: list[Path] = []
+        self._replaced = False
+        self._adapted = False
+
+    def check(self, manifest: weights_pb2.WeightManifest) -> None:
+        """Raises InvalidInputError or FailedPreconditionError for an update that can never be committed."""
+        self._checks.check(manifest)
+        if manifest.kind == weights_pb2.WEIGHT_KIND_LORA and self._replaced:
+            raise FailedPreconditionError(
+                "full weights were pushed before: an adapter needs the model as loaded; restart the replica",
+                reason="BASE_REPLACED",
+            )
+        if manifest.kind == weights_pb2.WEIGHT_KIND_DELTA:
+            self._check_base()
+
+    async def commit(self, staged: StagedUpdate) -> timedelta:
+        """Swaps to the staged weights; returns the pause. After a failure nothing is served until the next commit."""
+        manifest, image = staged.manifest, staged.path
+        start = time.perf_counter()
+        try:
+            if manifest.kind == weights_pb2.WEIGHT_KIND_LORA:
+                pause = await self._swap_adapter(manifest, image)
+            else:
+                pause = await self._swap_weights(manifest, image)
+        except BaseException:
+            self._serving(False)
+            raise
+        self._serving(True)
+        bind_process(policy_version=manifest.version)
+        _log.info(
+            "weights committed",
+            kind=weights_pb2.WeightKind.Name(manifest.kind).removeprefix("WEIGHT_KIND_"),
+            version=manifest.version,
+            bytes=manifest.num_bytes,
+            pause_seconds=round(pause, 4),
+            seconds=round(time.perf_counter() - start, 4),
+        )
+        return timedelta(seconds=pause)
+
+    def _forget_images(self) -> None:
+        for image in self._images:
+            image.unlink(missing_ok=True)
+        self._images.clear()
+
+    def _check_base(self) -> None:
+        if self._adapted:
+            raise FailedPreconditionError(
+                "an adapter is served, and a delta changes the weights beneath it; push FULL weights",
+                reason="BASE_IS_ADAPTER",
+            )
+        if self._replaced and not self._images:
+            raise FailedPreconditionError(
+                "the image of the last full update was not kept; start the replica with --delta-updates",
+                reason="BASE_NOT_KEPT",
+            )
+
+    async def _swap_adapter(self, manifest: weights_pb2.WeightManifest, image: Path) -> float:
+        with tempfile.TemporaryDirectory(prefix="adapter-", dir=image.parent) as folder:
+            directory = Path(folder)
+            os.link(image, directory / "adapter_model.safetensors")
+            (directory / "adapter_config.json").write_text(manifest.adapter_config_json, encoding="utf-8")
+            pause = await self._engine.swap_adapter(directory, manifest.version)
+        self._adapted = True
+        return pause
+
+    async def _swap_weights(self, manifest: weights_pb2.WeightManifest, image: Path) -> float:
+        full = manifest.kind == weights_pb2.WEIGHT_KIND_FULL
+        below = [] if full else [*self._images, *sorted({info.file for info in self._files.tensors.values()})]
+        self._replaced = True
+        pause = await self._engine.swap_weights([image, *below], manifest.version)
+        self._adapted = False
+        if full:
+            self._forget_images()
+        if not full or self._keep_full:
+            kept = image.parent / f"kept-{manifest.version}.safetensors"
+            os.link(image, kept)
+            self._images.insert(0, kept)
+        return pause

@@ -1,0 +1,192 @@
+"""Collecting what a step trains on: prompts are drawn, rollouts generated, and groups scored while others generate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from orchestrator_svc.grpo.advantage import has_signal
+from orchestrator_svc.grpo.clock import Stopwatch
+from orchestrator_svc.grpo.draws import Drawer
+from orchestrator_svc.grpo.generation import GenerationRequest, Generator
+from orchestrator_svc.grpo.groups import Cause, Draw, Dropped, Group, Rollout
+from orchestrator_svc.grpo.plan import Plan
+from orchestrator_svc.grpo.replicas import ReplicasLostError
+from orchestrator_svc.grpo.scoring import Scorer
+from orchestrator_svc.grpo.tasks import stop
+from orchestrator_svc.grpo.tokenizer import ChatTokenizer
+from orchestrator_svc.launchers.base import WorkerFailedError
+from surogate.errors import (
+    FailedPreconditionError,
+    NotFoundError,
+    PermissionDeniedError,
+    SurogateError,
+    UnauthenticatedError,
+    UnimplementedError,
+)
+
+FATAL = (
+    ReplicasLostError,
+    WorkerFailedError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnimplementedError,
+)
+"""Failures that another prompt would meet as well: the job fails with them."""
+
+MIN_GROUP = 2
+"""A rollout alone has nothing to be compared with."""
+
+_BROKEN = (Cause.REWARD, Cause.GENERATION)
+
+
+class NothingToTrainError(FailedPreconditionError):
+    """Every prompt drawn for a step was dropped."""
+
+    reason = "NOTHING_TO_TRAIN"
+
+
+@dataclass
+class Batch:
+    """Groups to train on in one step, and what was dropped on the way."""
+
+    step: int
+    temperature: float
+    groups: list[Group] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What went wrong with single rollouts, for people."""
+    generating: Stopwatch = field(default_factory=Stopwatch)
+    scoring: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def causes(self) -> Counter[Cause]:
+        """Dropped groups by cause."""
+        return Counter(drop.cause for drop in self.dropped)
+
+    @property
+    def broken(self) -> int:
+        """Groups that failed, as against those that are of no use."""
+        return sum(self.causes[cause] for cause in _BROKEN)
+
+
+class Collector:
+    """Makes a group of rollouts of every prompt, and batches of groups."""
+
+    def __init__(
+        self, plan: Plan, drawer: Drawer, generator: Generator, scorer: Scorer, tokenizer: ChatTokenizer
+    ) -> None:
+        self._plan = plan
+        self._drawer = drawer
+        self._generator = generator
+        self._scorer = scorer
+        self._tokenizer = tokenizer
+
+    async def collect(self, step: int) -> Batch:
+        """Collects the batch of a step. Dropped groups are replaced as long as the plan's budget lasts.
+
+        Raises:
+            NothingToTrainError: No group is left.
+            SurogateError: One of FATAL.
+        """
+        plan = self._plan
+        batch = Batch(step, plan.temperature(step))
+        budget = plan.refill_budget
+        running = self._start(batch, await self._drawer.take(step, plan.groups_started))
+        try:
+            while running and len(batch.groups) < plan.groups_per_step and not self._hopeless(batch):
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    del running[task]
+                    _add(batch, task.result())
+                missing = min(plan.groups_per_step - len(batch.groups) - len(running), budget)
+                if missing > 0:
+                    budget -= missing
+                    running |= self._start(batch, await self._drawer.take(step, missing))
+        finally:
+            await stop(running)
+        batch.dropped += [Dropped(draw, Cause.SURPLUS) for draw in running.values()]
+        return _closed(batch, plan.groups_per_step)
+
+    def _start(self, batch: Batch, draws: Sequence[Draw]) -> dict[asyncio.Task[Group | Dropped], Draw]:
+        return {asyncio.create_task(self._group(batch, draw), name=f"group {draw.group_id}"): draw for draw in draws}
+
+    def _hopeless(self, batch: Batch) -> bool:
+        """Whether all that was tried is broken: refilling would only take longer to fail."""
+        return not batch.groups and batch.broken >= 2 * self._plan.groups_per_step
+
+    async def _group(self, batch: Batch, draw: Draw) -> Group | Dropped:
+        """The rollouts of a prompt, with rewards that differ; or why there are none to train on."""
+        try:
+            with batch.generating.running():
+                rollouts = await self._generate(batch, draw)
+        except FATAL:
+            raise
+        except SurogateError as error:
+            return Dropped(draw, Cause.GENERATION, str(error))
+        if len(rollouts) < MIN_GROUP:
+            return Dropped(draw, Cause.GENERATION, "the engine gave up on the rollouts")
+        group = Group(draw, rollouts, batch.temperature)
+        if batch.step - 1 - group.oldest_version > self._plan.max_off_policy_steps:
+            return Dropped(draw, Cause.STALE, group=group)
+        try:
+            with batch.scoring.running():
+                group.rollouts, problem = await self._score(draw, rollouts)
+        except FATAL:
+            raise
+        except SurogateError as error:
+            return Dropped(draw, Cause.REWARD, str(error))
+        if problem:
+            batch.problems.append(problem)
+        if len(group.rollouts) < MIN_GROUP:
+            return Dropped(draw, Cause.REWARD, problem)
+        return group if has_signal(group.rewards) else Dropped(draw, Cause.ZERO_SIGNAL, group=group)
+
+    async def _generate(self, batch: Batch, draw: Draw) -> list[Rollout]:
+        plan, prompt = self._plan, draw.prompt
+        request = GenerationRequest(
+            request_id=draw.group_id,
+            prompt=prompt.token_ids,
+            n=plan.rollouts_per_example,
+            sampling=plan.sampling.params(
+                temperature=batch.temperature,
+                purpose="train",
+                ordinal=draw.ordinal,
+                prompt_tokens=len(prompt.token_ids),
+                context=plan.context,
+            ),
+            min_version=max(0, batch.step - 1 - plan.run_ahead),
+        )
+        return await self._generator.generate(request)
+
+    async def _score(self, draw: Draw, rollouts: list[Rollout]) -> tuple[list[Rollout], str]:
+        for rollout, text in zip(rollouts, self._tokenizer.decode([r.token_ids for r in rollouts]), strict=True):
+            rollout.text = text
+        return await self._scorer.score(draw.prompt.environment, draw.prompt.example, draw.group_id, rollouts)
+
+
+def _add(batch: Batch, outcome: Group | Dropped) -> None:
+    if isinstance(outcome, Group):
+        batch.groups.append(outcome)
+    else:
+        batch.dropped.append(outcome)
+
+
+def _closed(batch: Batch, size: int) -> Batch:
+    """The batch with its groups in the order of their draws, whatever order they finished in."""
+    batch.groups.sort(key=lambda group: group.draw.ordinal)
+    batch.dropped += [Dropped(group.draw, Cause.SURPLUS, group=group) for group in batch.groups[size:]]
+    del batch.groups[size:]
+    if not batch.groups:
+        raise NothingToTrainError(_nothing(batch))
+    return batch
+
+
+def _nothing(batch: Batch) -> str:
+    causes = ", ".join(f"{count} for {cause}" for cause, count in sorted(batch.causes.items()))
+    detail = next((drop.detail for drop in batch.dropped if drop.detail), "")
+    hint = f"; the first failure: {detail}" if detail else "; rewards that are all equal in a group teach nothing"
+    return f"step {batch.step} has nothing to train on: all {len(batch.dropped)} prompts were dropped ({causes}){hint}"

@@ -1,0 +1,33 @@
+"""Which prompt comes next: unfinished draws of a run before this one first, then new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator_svc.grpo.groups import Draw
+from orchestrator_svc.grpo.ledger import Ledger, OpenDraw
+from orchestrator_svc.grpo.prompts import PromptBook
+
+
+class Drawer:
+    """Draws prompts for steps; every draw is in the ledger before it is handed out."""
+
+    def __init__(self, book: PromptBook, ledger: Ledger, *, first: int, unfinished: Sequence[OpenDraw] = ()) -> None:
+        """`first` is the ordinal of the next new draw; `unfinished` are draws without an end, by ordinal."""
+        self._book = book
+        self._ledger = ledger
+        self._next = first
+        self._unfinished = list(unfinished)
+
+    async def take(self, step: int, count: int) -> list[Draw]:
+        """Draws `count` prompts for a step. Unfinished draws of that step, or of earlier ones, come first."""
+        again = [item for item in self._unfinished if item.step <= step][:count]
+        taken = {item.ordinal for item in again}
+        self._unfinished = [item for item in self._unfinished if item.ordinal not in taken]
+        repeated = [Draw(item.ordinal, step, self._book.named(item.prompt)) for item in again]
+        fresh = range(self._next, self._next + count - len(again))
+        self._next = fresh.stop
+        new = [Draw(ordinal, step, self._book.at(ordinal)) for ordinal in fresh]
+        if new:
+            await self._ledger.draw(new)
+        return repeated + new

@@ -1,0 +1,127 @@
+"""What flows through a step: a prompt, its draw, the group of rollouts that it became, and how a draw can end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surogate.v1 import common_pb2, reward_pb2
+
+LENGTH = common_pb2.FINISH_REASON_LENGTH
+
+
+class Cause(StrEnum):
+    """Why a drawn prompt was not trained on."""
+
+    ZERO_SIGNAL = "zero_signal"
+    """All rewards of the group were equal."""
+    STALE = "stale"
+    """Its oldest token came from a policy more than max_off_policy_steps behind."""
+    REWARD = "reward"
+    """Fewer than two of its rollouts could be scored."""
+    GENERATION = "generation"
+    """Fewer than two of its rollouts were generated."""
+    SURPLUS = "surplus"
+    """The step was full before it was ready (oversampling_factor above 1)."""
+    CANCELLED = "cancelled"
+    """The job was cancelled."""
+    FAILED = "failed"
+    """The job failed."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An example, rendered and tokenized once."""
+
+    environment: str
+    """`env[].name`, or its id: the key of the environment in the job."""
+    example: reward_pb2.Example
+    token_ids: list[int]
+
+    @property
+    def key(self) -> str:
+        """Names the prompt in the ledger."""
+        return f"{self.environment}/{self.example.id}"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A prompt drawn for a step. `ordinal` counts all draws of the job, from 0."""
+
+    ordinal: int
+    step: int
+    prompt: Prompt
+
+    @property
+    def group_id(self) -> str:
+        """Id of the group, unique in the job; sorts like the ordinal."""
+        return f"{self.ordinal:09d}"
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One completion, and what it earned. Per-token arrays have its length T."""
+
+    rollout_id: str
+    token_ids: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    finish_reason: common_pb2.FinishReason.ValueType
+    spans: list[common_pb2.PolicySpan]
+    reward: float = float("nan")
+    """NaN until it is scored."""
+    components: dict[str, float] = field(default_factory=dict)
+    text: str = ""
+
+    @property
+    def oldest_version(self) -> int:
+        """Version of the policy that made its oldest token."""
+        return min(span.policy_version for span in self.spans)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it ended at the length limit."""
+        return self.finish_reason == LENGTH
+
+
+@dataclass
+class Group:
+    """The rollouts of one draw."""
+
+    draw: Draw
+    rollouts: list[Rollout]
+    temperature: float
+
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """Rewards, of shape (G,)."""
+        return np.array([rollout.reward for rollout in self.rollouts], np.float64)
+
+    @property
+    def lengths(self) -> NDArray[np.float64]:
+        """Completion lengths in tokens, of shape (G,)."""
+        return np.array([len(rollout.token_ids) for rollout in self.rollouts], np.float64)
+
+    @property
+    def oldest_version(self) -> int:
+        """Version of the policy that made its oldest token."""
+        return min(rollout.oldest_version for rollout in self.rollouts)
+
+    @property
+    def newest_version(self) -> int:
+        """Version of the policy that made its newest token."""
+        return max(span.policy_version for rollout in self.rollouts for span in rollout.spans)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A draw that will not be trained on."""
+
+    draw: Draw
+    cause: Cause
+    detail: str = ""
+    """For people: what went wrong."""
+    group: Group | None = None
+    """Its rollouts, where they are good for statistics at least."""

@@ -1,0 +1,122 @@
+"""A GRPO job from its workers' start to its last step: everything is put together here, and the loop is run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from types import TracebackType
+
+from sqlalchemy import Connection
+
+from orchestrator_svc.context import JobContext
+from orchestrator_svc.grpo.ahead import Ahead
+from orchestrator_svc.grpo.batch import Collector
+from orchestrator_svc.grpo.canary import Canary
+from orchestrator_svc.grpo.draws import Drawer
+from orchestrator_svc.grpo.evaluate import Evaluator
+from orchestrator_svc.grpo.generation import Generator
+from orchestrator_svc.grpo.groups import Cause
+from orchestrator_svc.grpo.ledger import Ledger
+from orchestrator_svc.grpo.loop import GrpoLoop
+from orchestrator_svc.grpo.opening import first_ordinal, fit, open_environments, open_trainer, prepare_prompts
+from orchestrator_svc.grpo.replicas import Replicas
+from orchestrator_svc.grpo.report import Reporter
+from orchestrator_svc.grpo.scoring import Scorer
+from orchestrator_svc.grpo.settings import Settings
+from orchestrator_svc.grpo.setup import read_settings
+from orchestrator_svc.grpo.tasks import unless
+from orchestrator_svc.grpo.tokenizer import ChatTokenizer
+from orchestrator_svc.grpo.trainer import Trainer
+from orchestrator_svc.journal import LeaseLostError
+from orchestrator_svc.launchers.base import WorkerPool
+from orchestrator_svc.workers import start_workers
+from surogate.config.job import GrpoJob
+from surogate.errors import CancelledError, SurogateError
+
+
+async def run(ctx: JobContext, pool: WorkerPool) -> None:
+    """Runs a GRPO job, from wherever its ledger says that it is.
+
+    Raises:
+        CancelledError: It was asked to stop; what was trained is in a checkpoint.
+        SurogateError: It failed; the message says why.
+    """
+    assert isinstance(ctx.config, GrpoJob), "jobs of other kinds have other runners"
+    await run_with(ctx, pool, read_settings(ctx.config))
+
+
+async def run_with(ctx: JobContext, pool: WorkerPool, settings: Settings) -> None:
+    """Runs the job that the settings describe; every draw has its end when it returns or raises a SurogateError."""
+    ledger = Ledger(ctx.database, ctx.job_id, partial(_fenced, ctx))
+    try:
+        async with AsyncExitStack() as stack:
+            loop = await unless(ctx.cancelled, _put_together(ctx, pool, settings, ledger, stack))
+            await ctx.running()
+            await loop.run()
+        await ledger.close(Cause.SURPLUS)
+    except LeaseLostError:
+        raise  # another orchestrator goes on with the draws
+    except SurogateError as error:
+        await ledger.close(Cause.CANCELLED if isinstance(error, CancelledError) else Cause.FAILED)
+        raise
+
+
+async def _put_together(
+    ctx: JobContext, pool: WorkerPool, settings: Settings, ledger: Ledger, stack: AsyncExitStack
+) -> GrpoLoop:
+    """Everything that the loop needs, ready; `stack` closes it, the last first."""
+    tokenizer = await asyncio.to_thread(ChatTokenizer.load, settings.model)
+    workers = await start_workers(ctx, pool)
+    environments = await open_environments(settings, workers.reward, stack)
+
+    await ctx.set_status("waiting for the trainer to load the model")
+    reporter = Reporter(ctx, ledger, max_steps=settings.plan.max_steps, write_metrics=settings.write_metrics)
+    trainer = await open_trainer(ctx, workers.trainer, ledger, reporter, settings)
+    stack.push_async_exit(partial(_close, trainer))
+    await reporter.open(trainer.step)
+
+    await ctx.set_status(f"waiting for {len(workers.inference)} inference replicas")
+    replicas = Replicas(workers.inference, trainer.push, current=lambda: trainer.step)
+    stack.push_async_callback(replicas.close)
+    await replicas.start()
+
+    plan = fit(settings.plan, replicas, settings)
+    book, held_out = await prepare_prompts(ctx, plan, environments, tokenizer)
+    generator = Generator(replicas, timeout=settings.timeout)
+    by_key = {item.environment.key: item.environment for item in environments}
+    scorer = Scorer(by_key, job=ctx.job_id, patience=settings.timeout)
+    first = await ledger.next_ordinal() or first_ordinal(settings, trainer.step)
+    drawer = Drawer(book, ledger, first=first, unfinished=await ledger.open_draws())
+    last = await ledger.last_step()
+    collect = Collector(plan, drawer, generator, scorer, tokenizer).collect
+    ahead = Ahead(collect, first=max(trainer.step, last.step if last else 0) + 1, last=plan.max_steps)
+    stack.push_async_callback(ahead.close)
+    return GrpoLoop(
+        ctx,
+        plan,
+        ledger=ledger,
+        trainer=trainer,
+        replicas=replicas,
+        ahead=ahead,
+        evaluator=Evaluator(plan, generator, scorer, tokenizer),
+        held_out=held_out,
+        reporter=reporter,
+        canary=Canary(ctx, trainer, replicas),
+    )
+
+
+async def _close(
+    trainer: Trainer, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Ends the trainer's session, unless another orchestrator will go on with it."""
+    if isinstance(error, asyncio.CancelledError | LeaseLostError):
+        return
+    with suppress(SurogateError):
+        await trainer.close()
+
+
+async def _fenced(ctx: JobContext, work: Callable[[Connection], None]) -> None:
+    """Writes to the store, unless another orchestrator has taken the job over."""
+    await ctx.update(also=work)

@@ -1,0 +1,163 @@
+"""The GRPO loop: collect rollouts, weigh them against their group, train, push, write it down. Again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from orchestrator_svc.context import JobContext
+from orchestrator_svc.grpo.advantage import advantages
+from orchestrator_svc.grpo.ahead import Ahead
+from orchestrator_svc.grpo.batch import Batch
+from orchestrator_svc.grpo.canary import Canary
+from orchestrator_svc.grpo.evaluate import Evaluator, HeldOut
+from orchestrator_svc.grpo.ledger import Ledger, StepState
+from orchestrator_svc.grpo.metrics import batch_metrics, step_clock, trained_tokens
+from orchestrator_svc.grpo.plan import Plan
+from orchestrator_svc.grpo.replicas import Replicas
+from orchestrator_svc.grpo.report import Reporter
+from orchestrator_svc.grpo.samples import training_samples
+from orchestrator_svc.grpo.tasks import unless
+from orchestrator_svc.grpo.trainer import Trainer
+from surogate.errors import CancelledError
+from surogate.v1 import trainer_pb2
+
+
+class GrpoLoop:
+    """One run of the loop, from where the ledger says the job is to its last step."""
+
+    def __init__(
+        self,
+        ctx: JobContext,
+        plan: Plan,
+        *,
+        ledger: Ledger,
+        trainer: Trainer,
+        replicas: Replicas,
+        ahead: Ahead,
+        evaluator: Evaluator,
+        held_out: Sequence[HeldOut],
+        reporter: Reporter,
+        canary: Canary,
+    ) -> None:
+        self._ctx = ctx
+        self._plan = plan
+        self._ledger = ledger
+        self._trainer = trainer
+        self._replicas = replicas
+        self._ahead = ahead
+        self._evaluator = evaluator
+        self._held_out = held_out
+        self._reporter = reporter
+        self._canary = canary
+
+    async def run(self) -> None:
+        """Trains to the last step. The trainer is at the ledger's last trained step, and the replicas serve it.
+
+        Raises:
+            CancelledError: Somebody asked the job to stop; no step is half done.
+        """
+        await self._finish_interrupted()
+        done = self._trainer.step
+        self._ahead.open(done + 1 + self._plan.run_ahead)
+        try:
+            await self._settle(done)
+            for step in range(done + 1, self._plan.max_steps + 1):
+                await self._step(step)
+                await self._settle(step)
+        except CancelledError:
+            await self._save()
+            raise
+        await self._reporter.checkpoint(await self._trainer.checkpoint(final=True), final=True)
+        await self._reporter.plot()
+
+    async def _save(self) -> None:
+        """A checkpoint of what was trained, before a cancelled job ends."""
+        await self._ahead.close()
+        await self._checkpoint(self._trainer.step)
+        await self._reporter.plot()
+
+    async def _step(self, step: int) -> None:
+        """One optimiser step, and its weights on the replicas."""
+        started = time.perf_counter()
+        samples, said = await self._samples(step)
+        trained_from = time.perf_counter()
+        said |= await self._trainer.train(step, samples)
+        await self._ledger.mark_trained(step, said)
+        pushed_from = time.perf_counter()
+        pushed = await self._replicas.push()
+        self._ahead.open(step + 1 + self._plan.run_ahead)
+        now = time.perf_counter()
+        said |= await self._canary.check(step, samples)
+        said |= step_clock(
+            waited=trained_from - started,
+            trained=pushed_from - trained_from,
+            pushed=now - pushed_from,
+            total=now - started,
+            tokens=said.get("tokens/trained", 0.0),
+        )
+        await self._reporter.step(step, said, pushed)
+
+    async def _samples(self, step: int) -> tuple[list[trainer_pb2.TrainingSample], dict[str, float]]:
+        """Samples of a step, from the ledger if they are there, else of a new batch, which is written there."""
+        prepared = await self._ledger.samples(step)
+        if prepared is not None:
+            return prepared, await self._ledger.metrics(step)
+        batch = await unless(self._ctx.cancelled, self._ahead.take(step))
+        samples = self._weighed(batch)
+        said = {**batch_metrics(batch), "tokens/trained": float(trained_tokens(batch.groups))}
+        await self._ledger.prepare(step, samples, said, batch.groups, batch.dropped)
+        await self._reporter.batch(batch)
+        return samples, said
+
+    def _weighed(self, batch: Batch) -> list[trainer_pb2.TrainingSample]:
+        plan = self._plan
+        return [
+            sample
+            for group in batch.groups
+            for sample in training_samples(
+                group,
+                advantages(
+                    group.rewards,
+                    group.lengths,
+                    kind=plan.advantage,
+                    length_weighted_mean=plan.length_weighted_mean,
+                ),
+                repetition_penalty=plan.sampling.repetition_penalty,
+            )
+        ]
+
+    async def _finish_interrupted(self) -> None:
+        """A step that was trained, but not reported, before this orchestrator started: the replicas have it by now."""
+        last = await self._ledger.last_step()
+        if last is not None and last.state is StepState.TRAINED:
+            await self._reporter.step(last.step, last.metrics, None)
+
+    async def _settle(self, step: int) -> None:
+        """What is due after a step, unless it was done before: a checkpoint, evaluations."""
+        plan = self._plan
+        if plan.checkpoint_interval and step and step % plan.checkpoint_interval == 0 and step < plan.max_steps:
+            await self._checkpoint(step)
+        if self._evaluation_is_due(step):
+            for held_out in self._held_out:
+                await self._evaluate(held_out, step)
+
+    async def _checkpoint(self, step: int) -> None:
+        if step > self._reporter.checkpoint_step:
+            await self._reporter.checkpoint(await self._trainer.checkpoint())
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        plan = self._plan
+        if not plan.evaluation_interval:
+            return False
+        if step == 0:
+            return plan.evaluate_base
+        return step == plan.max_steps or step % plan.evaluation_interval == 0
+
+    async def _evaluate(self, held_out: HeldOut, step: int) -> None:
+        if self._reporter.was_evaluated(step, held_out.environment):
+            return
+        await self._ctx.set_status(f"evaluating step {step} on {held_out.environment}")
+        outcome = await unless(self._ctx.cancelled, self._evaluator.evaluate(held_out, step))
+        await self._reporter.evaluation(step, held_out.environment, outcome)
+        await self._ctx.running()

@@ -1,0 +1,70 @@
+"""Metrics of a step, from its groups and its clocks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from orchestrator_svc.grpo.batch import Batch
+from orchestrator_svc.grpo.groups import Cause, Group, Rollout
+from surogate.telemetry import metrics as names
+
+
+def batch_metrics(batch: Batch) -> dict[str, float]:
+    """What the rollouts of a step say. Rewards and lengths count groups without signal too: leaving those out would
+    make a policy that always succeeds look like one that never does."""
+    kept = batch.groups + [drop.group for drop in batch.dropped if drop.cause is Cause.ZERO_SIGNAL and drop.group]
+    rollouts = [rollout for group in kept for rollout in group.rollouts]
+    causes = batch.causes
+    lags = [batch.step - 1 - group.oldest_version for group in batch.groups]
+    values = rollout_metrics(rollouts) | {
+        names.GROUPS_ZERO_SIGNAL: float(causes[Cause.ZERO_SIGNAL]),
+        names.POLICY_LAG: float(np.mean(lags)),
+        "policy/lag_max": float(max(lags)),
+        "groups/trained": float(len(batch.groups)),
+        "temperature": batch.temperature,
+        names.TIME_GENERATE: batch.generating.seconds,
+        names.TIME_SCORE: batch.scoring.seconds,
+    }
+    others = (Cause.STALE, Cause.REWARD, Cause.GENERATION, Cause.SURPLUS)
+    return values | {f"groups/{cause}": float(causes[cause]) for cause in others if causes[cause]}
+
+
+def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Means over scored rollouts: reward, its named parts (`reward/<part>`), length and truncation."""
+    rewards = np.array([rollout.reward for rollout in rollouts], np.float64)
+    values = {
+        names.REWARD_MEAN: float(rewards.mean()),
+        names.REWARD_STD: float(rewards.std()),
+        names.COMPLETION_LENGTH: float(np.mean([len(rollout.token_ids) for rollout in rollouts])),
+        names.COMPLETION_TRUNCATED_FRACTION: float(np.mean([rollout.truncated for rollout in rollouts])),
+    }
+    return values | _components(rollouts)
+
+
+def trained_tokens(groups: Iterable[Group]) -> int:
+    """Completion tokens of the groups."""
+    return sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+
+
+def step_clock(*, waited: float, trained: float, pushed: float, total: float, tokens: float) -> Mapping[str, float]:
+    """The times of a step, in seconds, and its tokens per second. The trainer is idle while it waits for rollouts."""
+    return {
+        names.TIME_IDLE: waited,
+        names.TIME_TRAIN: trained,
+        names.TIME_PUSH: pushed,
+        names.TIME_STEP: total,
+        names.TOKENS_PER_SECOND: tokens / total if total > 0 else 0.0,
+    }
+
+
+def _components(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    parts: defaultdict[str, list[float]] = defaultdict(list)
+    for rollout in rollouts:
+        for name, value in rollout.components.items():
+            parts[name].append(value)
+    # A part may not take the name of a metric of ours.
+    taken = {names.REWARD_MEAN, names.REWARD_STD}
+    return {f"reward/{name}": float(np.mean(part)) for name, part in parts.items() if f"reward/{name}" not in taken}

@@ -1,0 +1,170 @@
+"""Opening what a job needs: its environments, the trainer's session, its prompts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence, Set
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from google.protobuf.struct_pb2 import Struct
+
+from orchestrator_svc.context import JobContext
+from orchestrator_svc.grpo.dataset import prompt_digest
+from orchestrator_svc.grpo.evaluate import HeldOut
+from orchestrator_svc.grpo.groups import Prompt
+from orchestrator_svc.grpo.ledger import Ledger, StepState
+from orchestrator_svc.grpo.plan import Plan
+from orchestrator_svc.grpo.prompts import Examples, PromptBook, TooLong, Wanted, gather_examples, tokenize
+from orchestrator_svc.grpo.replicas import Replicas
+from orchestrator_svc.grpo.report import origin_state
+from orchestrator_svc.grpo.scoring import Environment
+from orchestrator_svc.grpo.services import BuiltIn, Custom
+from orchestrator_svc.grpo.settings import EnvironmentSpec, Settings
+from orchestrator_svc.grpo.tasks import together
+from orchestrator_svc.grpo.tokenizer import ChatTokenizer
+from orchestrator_svc.grpo.trainer import Listener, Origin, Trainer
+from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker
+from surogate.errors import ConfigError, FailedPreconditionError, Violation
+
+
+@dataclass(frozen=True)
+class OpenEnvironment:
+    """An environment whose service answers, and its examples."""
+
+    spec: EnvironmentSpec
+    environment: Environment
+    examples: Examples
+
+
+async def open_environments(settings: Settings, reward: Worker | None, stack: AsyncExitStack) -> list[OpenEnvironment]:
+    """Reaches every environment and gathers its examples; `stack` closes what was opened.
+
+    Raises:
+        ConfigError: An environment has no examples, or its arguments are wrong.
+        SurogateError: A service cannot be reached.
+    """
+    if reward is not None:
+        await reward.ready(READY_TIMEOUT)
+    opened = await together(_open(spec, reward, settings.plan.seed, stack) for spec in settings.environments)
+    held_out = {prompt_digest(example) for item in opened for example in item.examples.held_out}
+    return [_kept_apart(item, held_out) for item in opened]
+
+
+async def _open(spec: EnvironmentSpec, reward: Worker | None, seed: int, stack: AsyncExitStack) -> OpenEnvironment:
+    environment = _environment(spec, reward)
+    stack.push_async_callback(environment.endpoint.close)
+    wanted = Wanted(environment, spec.config_key, train=spec.train, held_out=spec.held_out)
+    return OpenEnvironment(spec, environment, await gather_examples(wanted, seed=seed))
+
+
+def _kept_apart(item: OpenEnvironment, held_out: Set[int]) -> OpenEnvironment:
+    """The environment without training examples whose prompt is held out, in whichever environment that is."""
+    train = [example for example in item.examples.train if prompt_digest(example) not in held_out]
+    if item.spec.train and not train:
+        message = f"environment {item.spec.id} has no examples to train on, other than held-out ones"
+        raise ConfigError.of([Violation(item.spec.config_key, message)])
+    return replace(item, examples=replace(item.examples, train=train))
+
+
+def _environment(spec: EnvironmentSpec, reward: Worker | None) -> Environment:
+    args = Struct()
+    args.update(dict(spec.args))
+    if spec.address:
+        endpoint: BuiltIn | Custom = Custom(spec.address, spec.security)
+    else:
+        assert reward is not None, "an environment without an address has the built-in service"
+        endpoint = BuiltIn(reward)
+    return Environment(spec.key, spec.id, args, endpoint, spec.timeout)
+
+
+async def open_trainer(
+    ctx: JobContext, worker: Worker, ledger: Ledger, listener: Listener, settings: Settings
+) -> Trainer:
+    """Opens the trainer's session at the job's last trained step.
+
+    Raises:
+        SurogateError: The model or a checkpoint cannot be loaded.
+    """
+    config = Struct()
+    # Whether to look for a checkpoint is said in each call: after a restart always, whatever the file says.
+    config.update({"kind": "grpo", "train": {**settings.train, "resume_from_checkpoint": True}})
+    trainer = Trainer(worker, ledger, listener, session_id=ctx.job_id, config=config, output_dir=str(ctx.output_dir))
+    last = await ledger.last_step()
+    if "origin" in ctx.state:
+        origin, step = Origin(**ctx.state["origin"]), int(ctx.state["start_step"])
+        if last is not None:
+            step = last.step - (last.state is StepState.PREPARED)
+        await trainer.open(origin, step)
+        return trainer
+    session = await trainer.open(_first_origin(ctx, settings), None)
+    if session.step:
+        await ctx.notice(f"going on from {session.checkpoint}, step {session.step}", warning=False)
+    origin = Origin(session.checkpoint, fresh=not session.checkpoint)
+    trainer.origin = origin
+    state = {**origin_state(origin), "start_step": session.step, "checkpoint_step": session.step}
+    await ctx.update(step=session.step, max_steps=settings.plan.max_steps, state=state)
+    return trainer
+
+
+def _first_origin(ctx: JobContext, settings: Settings) -> Origin:
+    if not settings.resume:
+        return Origin()
+    if settings.resume_step is None:
+        return Origin(fresh=False)
+    return Origin(str(Path(ctx.output_dir) / f"checkpoint-{settings.resume_step}"), fresh=False)
+
+
+def first_ordinal(settings: Settings, start_step: int) -> int:
+    """Ordinal of a new job's first draw: after a checkpoint, past the prompts that led to it."""
+    return 0 if settings.skip_progress else start_step * settings.plan.groups_per_step
+
+
+def fit(plan: Plan, replicas: Replicas, settings: Settings) -> Plan:
+    """The plan within what the replicas can do.
+
+    Raises:
+        ConfigError: They cannot take the adapters that will be pushed.
+        FailedPreconditionError: A replica serves another model.
+    """
+    models = [replica.model for replica in replicas.all]
+    rank = settings.lora_rank
+    if rank and not all(model.lora_enabled for model in models):
+        raise ConfigError.of([Violation("infer.enable_lora", "must be true: the trainer will push adapters")])
+    least = min(model.max_lora_rank for model in models)
+    if rank and rank > least:
+        message = f"is {least}, less than train.lora_rank ({rank}): raise one or lower the other"
+        raise ConfigError.of([Violation("infer.max_lora_rank", message)])
+    if len({model.vocab_size for model in models}) > 1:
+        raise FailedPreconditionError("the inference replicas serve different models", reason="REPLICAS_DIFFER")
+    context = min([plan.context, *(model.max_model_len for model in models if model.max_model_len)])
+    return replace(plan, context=context)
+
+
+async def prepare_prompts(
+    ctx: JobContext, plan: Plan, environments: Sequence[OpenEnvironment], tokenizer: ChatTokenizer
+) -> tuple[PromptBook, list[HeldOut]]:
+    """Tokenizes all examples: the training prompts in one book, the held-out ones by environment."""
+    prompts: list[Prompt] = []
+    held_out = []
+    for item in environments:
+        key = item.spec.key
+        found, too_long = await asyncio.to_thread(tokenize, tokenizer, key, item.examples.train, context=plan.context)
+        held, too_long_held = await asyncio.to_thread(
+            tokenize, tokenizer, key, item.examples.held_out, context=plan.context
+        )
+        prompts += found
+        if held:
+            held_out.append(HeldOut(key, held, item.spec.rollouts_per_example))
+        for left_out in (too_long, too_long_held):
+            await _tell(ctx, left_out, plan.context)
+    return PromptBook(prompts, plan.seed), held_out
+
+
+async def _tell(ctx: JobContext, left_out: TooLong | None, context: int) -> None:
+    if left_out is not None:
+        await ctx.notice(
+            f"{left_out.count} prompts are left out, as they leave no room for a completion within {context} tokens "
+            f"(orch.seq_len); the first is {left_out.first} with {left_out.first_tokens} tokens"
+        )

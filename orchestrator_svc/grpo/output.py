@@ -1,0 +1,51 @@
+"""Files of a GRPO job beside metrics.jsonl: evaluations.jsonl and the plot of the reward."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator_svc.plots import plot_lines
+from surogate.telemetry import metrics as names
+
+Steps = Mapping[int, Mapping[str, float]]
+Evaluations = Mapping[tuple[int, str], Mapping[str, float]]
+"""Metrics by step and environment."""
+
+_WEIGHT = 0.9  # of the past in the smoothed curve
+
+
+def write_evaluations(path: Path, evaluations: Evaluations) -> None:
+    """Writes a line `{"step", "environment", **metrics}` for each evaluation, all of them at once."""
+    lines = [
+        {"step": step, "environment": environment, **{k: v for k, v in values.items() if math.isfinite(v)}}
+        for (step, environment), values in sorted(evaluations.items())
+    ]
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    part.replace(path)
+
+
+def plot_reward(path: Path, steps: Steps, evaluations: Evaluations) -> None:
+    """Draws the mean training reward of every step, smoothed, and the held-out mean of every evaluation, as a PNG."""
+    rewards = [
+        (step, values[names.REWARD_MEAN]) for step, values in sorted(steps.items()) if names.REWARD_MEAN in values
+    ]
+    curves = {"training": rewards, "training, smoothed": _smooth(rewards)}
+    for environment in sorted({environment for _, environment in evaluations}):
+        curves[f"held out: {environment}"] = [
+            (step, values[names.REWARD_MEAN]) for (step, of), values in sorted(evaluations.items()) if of == environment
+        ]
+    plot_lines(path, curves, title="Reward", ylabel="mean reward")
+
+
+def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Exponential moving average, without the bias towards the first value."""
+    smooth, total, mass = [], 0.0, 0.0
+    for step, value in points:
+        total = _WEIGHT * total + (1 - _WEIGHT) * value
+        mass = _WEIGHT * mass + (1 - _WEIGHT)
+        smooth.append((step, total / mass))
+    return smooth

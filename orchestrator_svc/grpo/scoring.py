@@ -1,0 +1,135 @@
+"""Rewards of a group: asking the environment's service, and believing only what makes sense."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct
+
+from orchestrator_svc.grpo.groups import Rollout
+from orchestrator_svc.grpo.services import RewardEndpoint
+from surogate.errors import BusyError, CancelledError, DataLossError, SurogateError, UnavailableError
+from surogate.rpc.status import from_status
+from surogate.v1 import reward_pb2
+
+MAX_CONCURRENT = 64
+"""Groups that are scored at once, over all environments."""
+
+GRACE = 5.0
+"""Seconds that a scoring call may take beyond the time of its items."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+"""Seconds between attempts while the service cannot be reached."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One environment of a job."""
+
+    key: str
+    """`env[].name`, or the id: unique in the job."""
+    id: str
+    args: Struct
+    endpoint: RewardEndpoint
+    timeout: float
+    """Seconds that one rollout may take to score."""
+
+
+class Scorer:
+    """Scores groups; a bounded number at once."""
+
+    def __init__(self, environments: Mapping[str, Environment], *, job: str, patience: float) -> None:
+        """`patience`: seconds for which a service that cannot be reached is tried again."""
+        self._environments = environments
+        self._job = job
+        self._patience = patience
+        self._room = asyncio.Semaphore(MAX_CONCURRENT)
+
+    async def score(
+        self, environment: str, example: reward_pb2.Example, group_id: str, rollouts: Sequence[Rollout]
+    ) -> tuple[list[Rollout], str]:
+        """Fills in `reward` and `components`; returns the rollouts that were scored, and what went wrong with others.
+
+        Raises:
+            SurogateError: The group could not be scored at all.
+        """
+        spec = self._environments[environment]
+        request = reward_pb2.ScoreRolloutsRequest(
+            run=f"jobs/{self._job}", group_id=group_id, environment=spec.id, args=spec.args, example=example
+        )
+        request.item_timeout.CopyFrom(_duration(spec.timeout))
+        for rollout in rollouts:
+            request.rollouts.add(
+                rollout_id=rollout.rollout_id,
+                completion=rollout.text,
+                num_tokens=len(rollout.token_ids),
+                finish_reason=rollout.finish_reason,
+            )
+        async with self._room:
+            response = await self._ask(spec, request)
+        return _scored(spec, rollouts, response)
+
+    async def _ask(
+        self, spec: Environment, request: reward_pb2.ScoreRolloutsRequest
+    ) -> reward_pb2.ScoreRolloutsResponse:
+        """Calls the service, again and again while it cannot be reached or is full: scoring is safe to repeat."""
+        # A service may score the items one after the other as well as at once; twice an item's time tells a hang.
+        timeout = 2 * spec.timeout + GRACE
+        give_up = time.monotonic() + self._patience
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                stub = await spec.endpoint.reward()
+                return await stub.ScoreRollouts(request, timeout=timeout)
+            except (UnavailableError, CancelledError, BusyError) as error:
+                wait = error.retry_after if isinstance(error, BusyError) else pause
+                if time.monotonic() + wait > give_up:
+                    raise
+            await asyncio.sleep(wait)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _scored(
+    spec: Environment, rollouts: Sequence[Rollout], response: reward_pb2.ScoreRolloutsResponse
+) -> tuple[list[Rollout], str]:
+    if [result.rollout_id for result in response.results] != [rollout.rollout_id for rollout in rollouts]:
+        raise DataLossError(
+            f"environment {spec.id}: the reward service was asked about {len(rollouts)} rollouts and answered "
+            f"{len(response.results)}, or about others, or in another order",
+            reason="WRONG_REWARD_COUNT",
+        )
+    scored, problem = [], ""
+    for rollout, result in zip(rollouts, response.results, strict=True):
+        found = _problem(result)
+        if found:
+            problem = problem or f"environment {spec.id}: {found}"
+            continue
+        rollout.reward = result.score.reward
+        rollout.components = dict(result.score.components)
+        scored.append(rollout)
+    return scored, problem
+
+
+def _problem(result: reward_pb2.RolloutResult) -> str:
+    match result.WhichOneof("outcome"):
+        case "score":
+            reward = result.score.reward
+            return "" if math.isfinite(reward) else f"the reward of rollout {result.rollout_id} is {reward}"
+        case "error":
+            return f"rollout {result.rollout_id} could not be scored: {_text(from_status(result.error))}"
+    return f"rollout {result.rollout_id} was answered with neither a score nor an error"
+
+
+def _text(error: SurogateError) -> str:
+    return str(error) or error.reason
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration

@@ -1,0 +1,58 @@
+"""What a GRPO job is made of, as the runner takes it; `setup.py` makes it from the job's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator_svc.grpo.plan import Plan
+from surogate.rpc.channel import ClientSecurity
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """One environment, as the configuration has it."""
+
+    key: str
+    """`name`, or the id: unique in the job."""
+    id: str
+    config_key: str
+    """Where it stands: `orch.env[0]`."""
+    timeout: float
+    """Seconds that one rollout may take to score."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    address: str | None = None
+    """HOST:PORT of the user's own service; None is the built-in one."""
+    security: ClientSecurity = field(default_factory=ClientSecurity)
+    """How to call that service. The token of the job's workers is not for it."""
+    train: bool = True
+    """Whether prompts to train on come from it."""
+    held_out: int | None = None
+    """Held-out prompts to evaluate on: 0 is all, None is no evaluation."""
+    rollouts_per_example: int = 1
+    """Rollouts of each held-out prompt."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One GRPO job."""
+
+    model: str
+    """Folder or hub name, for the tokenizer and the chat template."""
+    plan: Plan
+    environments: Sequence[EnvironmentSpec]
+    train: Mapping[str, Any]
+    """train.yaml as resolved: the trainer's session is configured by it."""
+    timeout: float = 1200.0
+    """Seconds that a generation may take, and for which a service that is away is waited for."""
+    lora_rank: int = 0
+    """Rank of the adapters that are pushed; 0 for full weights."""
+    resume: bool = False
+    """Whether a new job goes on from a checkpoint that is in its folder."""
+    resume_step: int | None = None
+    """From which one: its step, or None for the newest."""
+    skip_progress: bool = False
+    """Whether a job that goes on from a checkpoint begins with the first prompts again."""
+    write_metrics: bool = True
+    """Whether to write metrics.jsonl."""

@@ -1,0 +1,132 @@
+"""From a job's configuration to the runner's settings: the one file of the loop that knows the keys."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from orchestrator_svc.grpo.plan import Plan
+from orchestrator_svc.grpo.sampling import Sampling, TemperatureSchedule
+from orchestrator_svc.grpo.settings import EnvironmentSpec, Settings
+from surogate.config.env import EnvConfig, EvalConfig
+from surogate.config.job import GrpoJob
+from surogate.config.orch import OrchConfig
+from surogate.config.sampling import SamplingConfig
+from surogate.errors import ConfigError, Violation
+from surogate.rpc.channel import ClientSecurity
+
+_NEWEST = -1
+
+
+def read_settings(job: GrpoJob) -> Settings:
+    """The settings of a resolved GRPO job.
+
+    Raises:
+        ConfigError: An environment variable that it names is not set.
+    """
+    train, orch = job.train, job.orch
+    resume_step = orch.ckpt.resume_step
+    session = {
+        **train.model_dump(mode="json"),
+        "save_total_limit": orch.ckpt.keep_last or train.save_total_limit,
+        "max_steps": orch.max_steps or train.max_steps,
+    }
+    return Settings(
+        model=train.model,
+        plan=_plan(job),
+        environments=_environments(orch),
+        train=session,
+        timeout=orch.client.timeout,
+        lora_rank=train.lora_rank if train.lora else 0,
+        resume=resume_step is not None or train.resume_from_checkpoint,
+        resume_step=None if resume_step in (None, _NEWEST) else resume_step,
+        skip_progress=orch.ckpt.skip_progress,
+        write_metrics=orch.dump_metrics,
+    )
+
+
+def _plan(job: GrpoJob) -> Plan:
+    train, orch = job.train, job.orch
+    return Plan(
+        max_steps=orch.max_steps or train.max_steps,
+        groups_per_step=orch.batch_size // orch.rollouts_per_example,
+        rollouts_per_example=orch.rollouts_per_example,
+        context=orch.seq_len,
+        sampling=_sampling(orch.sampling, orch.seed),
+        max_async_level=orch.max_async_level,
+        max_off_policy_steps=orch.max_off_policy_steps,
+        oversampling_factor=orch.oversampling_factor,
+        refill_rounds=orch.refill_rounds,
+        advantage=orch.advantage.type,
+        length_weighted_mean=orch.advantage.length_weighted_mean,
+        checkpoint_interval=orch.ckpt.interval or train.save_steps,
+        evaluation_interval=orch.eval.interval if orch.eval else 0,
+        evaluate_base=orch.eval is not None and orch.eval.eval_base_model,
+        seed=orch.seed,
+    )
+
+
+def _sampling(sampling: SamplingConfig, seed: int) -> Sampling:
+    change = sampling.temp_scheduler
+    schedule = (
+        TemperatureSchedule(change.start_temperature, change.end_temperature, change.type)
+        if change
+        else TemperatureSchedule(sampling.temperature, sampling.temperature)
+    )
+    return Sampling(
+        seed=seed if sampling.seed is None else sampling.seed,
+        schedule=schedule,
+        max_tokens=sampling.max_tokens,
+        min_tokens=sampling.min_tokens,
+        repetition_penalty=sampling.repetition_penalty,
+    )
+
+
+def _environments(orch: OrchConfig) -> list[EnvironmentSpec]:
+    """Environments by key: those to train on, and those to evaluate on where they are not the same."""
+    found = {env.label: _spec(env, f"orch.env[{i}]") for i, env in enumerate(orch.env)}
+    for i, env in enumerate(orch.eval.env if orch.eval else []):
+        assert orch.eval is not None
+        whole = _like_training(env, orch.env)
+        trained = next((other for other in orch.env if other == whole), None)
+        if trained is not None:
+            found[trained.label] = _evaluated(found[trained.label], orch.eval)
+            continue
+        key = whole.label if whole.label not in found else f"{whole.label} (eval {i})"
+        spec = replace(_spec(whole, f"orch.eval.env[{i}]"), key=key, train=False)
+        found[key] = _evaluated(spec, orch.eval)
+    return list(found.values())
+
+
+def _like_training(env: EnvConfig, trained: list[EnvConfig]) -> EnvConfig:
+    """An environment to evaluate on that says no more than its id is the one of that id that is trained on."""
+    bare = not env.args and env.address is None
+    same = next((other for other in trained if other.id == env.id), None)
+    return same if bare and same is not None and env.name in (None, same.name) else env
+
+
+def _spec(env: EnvConfig, key: str) -> EnvironmentSpec:
+    return EnvironmentSpec(
+        key=env.label,
+        id=env.id,
+        config_key=key,
+        timeout=env.timeout,
+        args=env.args,
+        address=env.address,
+        security=_security(env, key),
+    )
+
+
+def _evaluated(spec: EnvironmentSpec, evaluation: EvalConfig) -> EnvironmentSpec:
+    return replace(spec, held_out=max(evaluation.num_examples, 0), rollouts_per_example=evaluation.rollouts_per_example)
+
+
+def _security(env: EnvConfig, key: str) -> ClientSecurity:
+    token = os.environ.get(env.token_env) if env.token_env else None
+    if env.token_env and not token:
+        message = f"the environment variable {env.token_env} is not set where the orchestrator runs"
+        raise ConfigError.of([Violation(f"{key}.token_env", message)])
+    if not env.tls:
+        return ClientSecurity(token=token)
+    # Whom to trust, and who we are, is the orchestrator's own matter; its workers' token is not.
+    return replace(ClientSecurity.from_env(), tls=True, token=token, token_file=None)

@@ -1,0 +1,96 @@
+"""Chat templates, rendered as transformers' `apply_chat_template` does, without transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+from google.protobuf.json_format import MessageToDict
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from surogate.errors import ConfigError, Violation
+from surogate.v1 import common_pb2
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A compiled template and the special tokens that it may name (`bos_token`, `eos_token`, …)."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """Raises ConfigError for a template that does not compile."""
+        self._special_tokens = dict(special_tokens)
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ConfigError.of([Violation("model", f"the chat template does not compile: {error}")]) from error
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as the text that the model reads.
+
+        Raises:
+            ConfigError: The template refuses the messages, or fails on them.
+        """
+        try:
+            return self._template.render(
+                messages=list(messages),
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise ConfigError.of([Violation("model", f"the chat template refuses the prompt: {error}")]) from error
+
+
+def as_messages(prompt: Sequence[common_pb2.ChatMessage]) -> list[dict[str, Any]]:
+    """Messages as templates take them: role, content, and the further fields beside them."""
+    return [{"role": m.role, "content": m.content, **MessageToDict(m.extra)} for m in prompt]
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %} … {% endgeneration %}` marks the assistant's words for training masks; here it is its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_body")
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(lineno)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _strftime_now(format: str) -> str:  # noqa: A002 - the name that templates use
+    return datetime.now().strftime(format)

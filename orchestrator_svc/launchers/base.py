@@ -1,0 +1,164 @@
+"""What a launcher gives a job: workers that can be called, and called again after a restart.
+
+A `Launcher` opens one `WorkerPool` per job. The runner starts workers in it (`orchestrator_svc.workers.start_workers`
+does so for every kind of job) and talks to them through `Worker.channel()`. When a call fails since a worker went away:
+
+    channel = await worker.channel()
+    try:
+        ...
+    except UnavailableError:
+        await worker.ready(timeout)       # waits for the next incarnation; WorkerFailedError when there is none
+        channel = await worker.channel()  # a new channel, perhaps to another address
+
+`Worker.generation` tells whether it is a new incarnation, which has lost its memory: a trainer must be given its
+session again, an inference replica serves policy version 0.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from surogate.errors import InternalError
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    from orchestrator_svc.context import JobContext
+    from surogate.rpc.channel import ClientSecurity
+
+Component = Literal["trainer", "inference", "reward"]
+
+HEALTH_SERVICE: Mapping[Component, str] = {
+    "trainer": "surogate.v1.TrainerService",
+    "inference": "surogate.v1.InferenceService",
+    "reward": "surogate.v1.RewardService",
+}
+"""Name under which each component answers health checks: SERVING means that it can be used."""
+
+READY_TIMEOUT = 900.0
+"""Seconds to wait for a worker to be ready, loading of a large model included."""
+
+
+class WorkerFailedError(InternalError):
+    """A worker ended, or stayed away, for good. The message ends with its last log lines. Not worth a retry."""
+
+    reason = "WORKER_FAILED"
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """One worker to start."""
+
+    component: Component
+    index: int = 0
+    """Position among the workers of the component, from 0."""
+    config: Mapping[str, Any] | None = None
+    """Configuration of the service itself (inference: the resolved infer.yaml), given to it as a file. Static workers
+    have been configured by whoever started them."""
+    host: str = "127.0.0.1"
+    """Address to listen on (local launcher)."""
+    port: int = 0
+    """Port to listen on; 0 takes a free one (local launcher)."""
+    port_key: str = ""
+    """YAML key that asked for the port, named when the port is taken."""
+
+
+class Worker(ABC):
+    """One worker service of a job, through all its incarnations."""
+
+    def __init__(self, component: Component, index: int) -> None:
+        self.component: Component = component
+        self.index = index
+        self.policy_version = 0
+        """Version that it serves (inference), for people: the GRPO loop sets it after each push."""
+        self.status_message = ""
+        """What it is doing, for people."""
+
+    @property
+    def name(self) -> str:
+        """`inference-0`."""
+        return f"{self.component}-{self.index}"
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """gRPC address of the current incarnation, `host:port`; empty while none is up. May change with a restart."""
+
+    @property
+    @abstractmethod
+    def security(self) -> ClientSecurity:
+        """Token and certificates to call it with. All the workers of a pool share them."""
+
+    @property
+    @abstractmethod
+    def generation(self) -> int:
+        """Number of the current incarnation: 1 for the first, one more whenever a new one has come up."""
+
+    @property
+    @abstractmethod
+    def restarts(self) -> int:
+        """Number of times it was started again in this job."""
+
+    @abstractmethod
+    async def channel(self) -> grpc.aio.Channel:
+        """Channel to the current incarnation: the same one until a restart. The pool closes it.
+
+        Raises:
+            UnavailableError: No incarnation is up; await `ready` and call again.
+        """
+
+    @abstractmethod
+    async def ready(self, timeout: float = READY_TIMEOUT) -> int:
+        """Waits until the worker answers SERVING, over restarts if need be, and returns its generation.
+
+        Raises:
+            WorkerFailedError: It ended and will not be started again, or a static one stayed away too long.
+            DeadlineError: Not ready after `timeout` seconds.
+        """
+
+
+class WorkerPool(ABC):
+    """The workers of one job."""
+
+    ends_workers: bool = True
+    """Whether `stop` ends the worker processes; others go on with what they do, and can be found again."""
+
+    @property
+    @abstractmethod
+    def workers(self) -> Sequence[Worker]:
+        """Workers that were started, in the order of the calls."""
+
+    @abstractmethod
+    def count(self, component: Component, wanted: int) -> int:
+        """Number of workers of a component that the job gets when it asks for `wanted`: a static pool has what it has.
+
+        Raises:
+            FailedPreconditionError: The pool has none of that component.
+        """
+
+    @abstractmethod
+    async def start(self, spec: WorkerSpec) -> Worker:
+        """Starts a worker and returns at once; `Worker.ready` waits for it.
+
+        Raises:
+            FailedPreconditionError: It cannot be started as asked, for example since the port is taken.
+        """
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Stops every worker in good order and closes the channels. Idempotent. Static workers are left running."""
+
+
+class Launcher(ABC):
+    """A way of giving workers to jobs."""
+
+    @abstractmethod
+    async def open(self, job: JobContext) -> WorkerPool:
+        """Opens the pool of a job. Nothing is started yet."""
+
+    @abstractmethod
+    async def reap(self, job_id: str) -> None:
+        """Frees what a job of that id may have left behind, where that can outlive the orchestrator. Best effort."""

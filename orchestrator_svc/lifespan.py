@@ -1,0 +1,49 @@
+"""Putting the orchestrator together and taking it apart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from orchestrator_svc import training_job
+from orchestrator_svc.bell import Bell
+from orchestrator_svc.context import JobContext
+from orchestrator_svc.database import Database
+from orchestrator_svc.job_life import RunJob
+from orchestrator_svc.launchers import make_launcher
+from orchestrator_svc.launchers.base import WorkerPool
+from orchestrator_svc.runner import JobRunner
+from orchestrator_svc.schema import create_tables
+from orchestrator_svc.service import SERVICE, JobServicer
+from orchestrator_svc.settings import OrchestratorSettings
+from surogate.rpc.server import RpcServer
+from surogate.v1 import job_pb2_grpc
+
+
+async def _run_grpo(ctx: JobContext, pool: WorkerPool) -> None:
+    # Imported with the first such job: its tokenizers and templates would slow down every start.
+    from orchestrator_svc.grpo import job
+
+    await job.run(ctx, pool)
+
+
+RUNS: Mapping[str, RunJob] = {"pt": training_job.run, "sft": training_job.run, "grpo": _run_grpo}
+
+
+@asynccontextmanager
+async def lifespan(server: RpcServer, settings: OrchestratorSettings) -> AsyncIterator[None]:
+    """Opens the store, takes up the jobs in it, and answers JobService; leaves running jobs to be gone on with."""
+    database = Database.open(settings.store_url)
+    try:
+        await database.write(create_tables)
+        bell = Bell()
+        runner = JobRunner(settings, database, make_launcher(settings), RUNS, bell)
+        servicer = JobServicer(settings, database, runner, bell)
+        server.add(job_pb2_grpc.add_JobServiceServicer_to_server, servicer, SERVICE)
+        runner.start()
+        try:
+            yield
+        finally:
+            await runner.stop()
+    finally:
+        await database.close()

@@ -1,0 +1,221 @@
+"""JobService: the contract of proto/surogate/v1/job.proto on top of the store and the runner."""
+
+# ruff: noqa: N802 - the methods have the names of the contract
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from sqlalchemy import Connection, Row
+from sqlalchemy.exc import IntegrityError
+from surogate.config.job import resolve_job
+
+from orchestrator_svc import store
+from orchestrator_svc.bell import Bell
+from orchestrator_svc.database import Database
+from orchestrator_svc.journal import read_events
+from orchestrator_svc.messages import ENDED, KINDS, from_struct, to_job
+from orchestrator_svc.paths import check_paths, output_dir_of
+from orchestrator_svc.runner import JobRunner
+from orchestrator_svc.settings import OrchestratorSettings
+from surogate.errors import InvalidInputError, OutOfRangeError, Violation
+from surogate.v1 import job_pb2, job_pb2_grpc
+
+SERVICE = "surogate.v1.JobService"
+
+_JOB_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_DEFAULT_PAGE, _MAX_PAGE = 50, 1000
+_MAX_REQUEST_ID = 128
+_MAX_LABELS, _MAX_LABEL_LENGTH = 64, 255
+_WATCH_BATCH = 256
+_WATCH_POLL_SECONDS = 1.0
+"""How often a watcher looks for events that another orchestrator on the same store has written."""
+
+
+class JobServicer(job_pb2_grpc.JobServiceServicer):
+    """Answers clients. What it accepts is in the store before it answers; the runner does the rest."""
+
+    def __init__(self, settings: OrchestratorSettings, database: Database, runner: JobRunner, bell: Bell) -> None:
+        self._settings = settings
+        self._database = database
+        self._runner = runner
+        self._bell = bell
+
+    async def CreateJob(self, request: job_pb2.CreateJobRequest, context: Any) -> job_pb2.Job:
+        _check_request(request)
+        given = from_struct(request.config)
+        request_digest = store.digest(given, request.job_id, dict(request.labels))
+        if request.request_id and not request.validate_only:
+            # A repeat gives back its job even if the configuration would be refused today (a file that has gone).
+            row = await self._database.read(lambda c: store.find_request(c, request.request_id, request_digest))
+            if row is not None:
+                return await self._show(row)
+        new = await asyncio.to_thread(self._resolve, given, request, request_digest)
+        if request.validate_only:
+            return _preview(new, request.job_id)
+        row = await self._insert(new)
+        self._bell.ring(new.job_id)
+        self._runner.wake()
+        return await self._show(row)
+
+    async def GetJob(self, request: job_pb2.GetJobRequest, context: Any) -> job_pb2.Job:
+        job_id = job_id_of(request.name)
+        return await self._show(await self._database.read(lambda c: store.get(c, job_id)))
+
+    async def ListJobs(self, request: job_pb2.ListJobsRequest, context: Any) -> job_pb2.ListJobsResponse:
+        if not 0 <= request.page_size <= _MAX_PAGE:
+            why = f"is {request.page_size}; it must be 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}"
+            raise InvalidInputError(f"page_size {why}", violations=[Violation("page_size", why)])
+        rows, token = await self._database.read(
+            lambda c: store.list_page(
+                c,
+                page_size=request.page_size or _DEFAULT_PAGE,
+                page_token=request.page_token,
+                states=list(request.states),
+                kinds=list(request.kinds),
+                labels=dict(request.labels),
+            )
+        )
+        return job_pb2.ListJobsResponse(jobs=[to_job(row) for row in rows], next_page_token=token)
+
+    async def WatchJob(self, request: job_pb2.WatchJobRequest, context: Any) -> AsyncIterator[job_pb2.JobEvent]:
+        job_id = job_id_of(request.name)
+        sent = request.after_sequence
+        row = await self._database.read(lambda c: store.get(c, job_id))
+        if not 0 <= sent <= row.last_sequence:
+            raise OutOfRangeError(
+                f"after_sequence is {sent}, and jobs/{job_id} has had {row.last_sequence} events",
+                reason="SEQUENCE_AHEAD",
+            )
+        while True:
+            news = self._bell.event(job_id)
+            batch, ended = await self._database.read(partial(_next_events, job_id=job_id, after=sent))
+            for event in batch:
+                yield event
+                sent = event.sequence
+            if ended and len(batch) < _WATCH_BATCH:
+                return
+            if not batch:
+                await _wait(news, _WATCH_POLL_SECONDS)
+
+    async def CancelJob(self, request: job_pb2.CancelJobRequest, context: Any) -> job_pb2.Job:
+        job_id = job_id_of(request.name)
+        row = await self._database.write(lambda c: store.request_cancel(c, job_id))
+        self._bell.ring(job_id)
+        self._runner.cancel(job_id)
+        return await self._show(row)
+
+    async def DeleteJob(self, request: job_pb2.DeleteJobRequest, context: Any) -> Empty:
+        job_id = job_id_of(request.name)
+        await self._database.write(lambda c: store.forget(c, job_id))
+        self._bell.ring(job_id)
+        return Empty()
+
+    async def _show(self, row: Row[Any]) -> job_pb2.Job:
+        job = to_job(row)
+        if row.state == job_pb2.Job.STATE_QUEUED:
+            ahead = await self._database.read(lambda c: store.jobs_ahead(c, row))
+            job.status_message = f"waiting for its turn: number {ahead + 1} in the queue"
+        return job
+
+    async def _insert(self, new: store.NewJob) -> Row[Any]:
+        def insert(connection: Connection) -> Row[Any]:
+            return store.create(connection, new, self._settings.max_queued_jobs)
+
+        try:
+            return await self._database.write(insert)
+        except IntegrityError:  # another orchestrator inserted the same id in this moment: now it is seen
+            return await self._database.write(insert)
+
+    def _resolve(self, given: dict[str, Any], request: job_pb2.CreateJobRequest, request_digest: str) -> store.NewJob:
+        """Everything about the job to be, checked. Raises ConfigError. Runs in a thread: it may look at files."""
+        resolved = resolve_job(given)
+        root = self._settings.output_root
+        restricted = self._settings.restrict_paths
+        if root is not None and (restricted or restricted is None):
+            check_paths(given, root)
+        job_id = request.job_id or make_job_id(resolved.kind)
+        config = resolved.to_dict()
+        _anchor_checkpoints(config, root)
+        return store.NewJob(
+            job_id=job_id,
+            kind=KINDS[resolved.kind],
+            config=config,
+            warnings=list(resolved.warnings),
+            labels=dict(request.labels),
+            output_dir=str(output_dir_of(given, resolved, root, job_id)),
+            request_id=request.request_id,
+            request_digest=request_digest,
+            max_steps=max(0, resolved.train.max_steps),
+        )
+
+
+def job_id_of(name: str) -> str:
+    """The id in `jobs/{job_id}`. Raises InvalidInputError."""
+    prefix, _, job_id = name.partition("/")
+    if prefix != "jobs" or not _JOB_ID.fullmatch(job_id):
+        why = f"{name!r} is not a job's name, which looks like jobs/my-job"
+        raise InvalidInputError(why, violations=[Violation("name", why)])
+    return job_id
+
+
+def make_job_id(kind: str) -> str:
+    """A new id that says what and when: `sft-20260101-093000-1f2e`."""
+    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def _check_request(request: job_pb2.CreateJobRequest) -> None:
+    violations = []
+    if request.job_id and not _JOB_ID.fullmatch(request.job_id):
+        why = f"{request.job_id!r} must be lowercase letters, digits and inner hyphens, 1 to 63 characters"
+        violations.append(Violation("job_id", why))
+    if len(request.request_id) > _MAX_REQUEST_ID:
+        violations.append(Violation("request_id", f"is longer than {_MAX_REQUEST_ID} characters"))
+    if len(request.labels) > _MAX_LABELS:
+        violations.append(Violation("labels", f"are more than {_MAX_LABELS}"))
+    long = [key for key, value in request.labels.items() if max(len(key), len(value)) > _MAX_LABEL_LENGTH]
+    violations += [Violation(f"labels.{key[:64]}", f"is longer than {_MAX_LABEL_LENGTH} characters") for key in long]
+    if violations:
+        raise InvalidInputError("\n".join(map(str, violations)), violations=violations)
+
+
+def _anchor_checkpoints(config: dict[str, Any], root: Path | None) -> None:
+    """A relative checkpoint_dir starts where a relative output_dir does, wherever the trainer runs."""
+    train = config["train"]
+    if train.get("checkpoint_dir"):
+        train["checkpoint_dir"] = str(((root or Path()) / Path(train["checkpoint_dir"]).expanduser()).resolve())
+
+
+def _preview(new: store.NewJob, job_id: str) -> job_pb2.Job:
+    job = job_pb2.Job(
+        name=f"jobs/{job_id}" if job_id else "",
+        kind=new.kind,  # type: ignore[arg-type]
+        output_dir=new.output_dir,
+        max_steps=new.max_steps,
+        labels=new.labels,
+        warnings=new.warnings,
+    )
+    job.config.update(new.config)
+    return job
+
+
+def _next_events(connection: Connection, job_id: str, after: int) -> tuple[Sequence[job_pb2.JobEvent], bool]:
+    """The next events, and whether the job has ended, as of one moment."""
+    row = store.get(connection, job_id)
+    return read_events(connection, job_id, after, _WATCH_BATCH), row.state in ENDED
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,75 @@
+"""Which workers a job needs, and starting them all at once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator_svc.launchers.base import Component, Worker, WorkerPool, WorkerSpec
+
+if TYPE_CHECKING:
+    from orchestrator_svc.context import JobContext
+    from surogate.config.orch import OrchConfig
+
+
+@dataclass(frozen=True)
+class JobWorkers:
+    """The workers of one job, started, perhaps not ready yet."""
+
+    trainer: Worker
+    inference: list[Worker]
+    """One per replica; empty for PT and SFT."""
+    reward: Worker | None
+    """The built-in reward service; None when every environment of the job has an address of its own."""
+
+
+async def start_workers(ctx: JobContext, pool: WorkerPool) -> JobWorkers:
+    """Starts every worker that the job needs, concurrently. Await `ready()` on each before use."""
+    workers = await asyncio.gather(*(pool.start(spec) for spec in worker_specs(ctx, pool)))
+    by_component: dict[Component, list[Worker]] = {"trainer": [], "inference": [], "reward": []}
+    for worker in workers:
+        by_component[worker.component].append(worker)
+    return JobWorkers(
+        trainer=by_component["trainer"][0],
+        inference=by_component["inference"],
+        reward=next(iter(by_component["reward"]), None),
+    )
+
+
+def worker_specs(ctx: JobContext, pool: WorkerPool) -> list[WorkerSpec]:
+    """What to start: a trainer; for GRPO also the inference replicas, and the built-in reward service if some
+    environment of the job has no address of its own. Inference comes first: it takes longest to load."""
+    job = ctx.config
+    trainer = WorkerSpec("trainer")
+    if job.kind != "grpo":
+        return [trainer]
+    infer = job.infer
+    replicas = pool.count("inference", infer.dp)
+    # Replica i listens at port + i where the user chose a port; the default is for one that a person starts alone.
+    chosen = infer.port not in (0, type(infer).model_fields["port"].default)
+    payload = infer.model_dump(mode="json")
+    specs = [
+        WorkerSpec(
+            "inference",
+            index,
+            config=payload,
+            host=infer.host or "127.0.0.1",
+            port=infer.port + index if chosen else 0,
+            port_key="infer.port",
+        )
+        for index in range(replicas)
+    ]
+    specs.append(trainer)
+    if _needs_built_in_rewards(job.orch):
+        specs.append(WorkerSpec("reward"))
+    return specs
+
+
+def _needs_built_in_rewards(orch: OrchConfig) -> bool:
+    """Whether some environment has no service of its own. One that is evaluated on, and says no more than the id of one
+    that is trained on, has the service of that one."""
+    trained = {(env.id, name) for env in orch.env for name in (None, env.name)}
+    evaluated = orch.eval.env if orch.eval else []
+    own = [env for env in evaluated if env.args or (env.id, env.name) not in trained]
+    return any(env.address is None for env in [*orch.env, *own])

@@ -1,0 +1,100 @@
+"""RewardService and EnvironmentService over the built-in environments."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+import grpc.aio
+from google.protobuf.json_format import MessageToDict
+
+from reward_svc.environments.base import Split
+from reward_svc.environments.registry import Registry
+from reward_svc.scoring import Outcome, ScoringPool
+from surogate.errors import InvalidInputError
+from surogate.rpc.status import to_status
+from surogate.v1 import reward_pb2, reward_pb2_grpc
+
+ItemT = TypeVar("ItemT")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_CHUNK = 256  # examples made in one go, off the event loop
+_SPLITS = {
+    reward_pb2.ListExamplesRequest.SPLIT_TRAIN: Split.TRAIN,
+    reward_pb2.ListExamplesRequest.SPLIT_EVAL: Split.EVAL,
+}
+
+
+class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
+    """Scores groups of rollouts in a ScoringPool."""
+
+    def __init__(self, registry: Registry, pool: ScoringPool, *, item_timeout: float, max_group: int) -> None:
+        self._registry = registry
+        self._pool = pool
+        self._item_timeout = item_timeout
+        self._max_group = max_group
+
+    async def ListEnvironments(  # noqa: N802
+        self, request: reward_pb2.ListEnvironmentsRequest, context: Context
+    ) -> reward_pb2.ListEnvironmentsResponse:
+        """Lists the built-in environments."""
+        return reward_pb2.ListEnvironmentsResponse(environments=[item.describe() for item in self._registry])
+
+    async def ScoreRollouts(  # noqa: N802
+        self, request: reward_pb2.ScoreRolloutsRequest, context: Context
+    ) -> reward_pb2.ScoreRolloutsResponse:
+        """Scores one group. Raises InvalidInputError for bad arguments; an item's own failure is in its result."""
+        environment = self._registry.get(request.environment)
+        args = environment.parse(MessageToDict(request.args))
+        if not 1 <= len(request.rollouts) <= self._max_group:
+            raise InvalidInputError(f"a group has 1 to {self._max_group} rollouts, not {len(request.rollouts)}")
+        score = functools.partial(environment.score, args, request.example)
+        outcomes = await self._pool.score(score, request.rollouts, self._timeout(request))
+        results = [_result(item.rollout_id, out) for item, out in zip(request.rollouts, outcomes, strict=True)]
+        return reward_pb2.ScoreRolloutsResponse(results=results)
+
+    def _timeout(self, request: reward_pb2.ScoreRolloutsRequest) -> float:
+        if not request.HasField("item_timeout"):
+            return self._item_timeout
+        seconds = request.item_timeout.ToTimedelta().total_seconds()
+        if seconds <= 0:
+            raise InvalidInputError(f"item_timeout must be above 0, not {seconds:g} s")
+        return seconds
+
+
+class EnvironmentServicer(reward_pb2_grpc.EnvironmentServiceServicer):
+    """Streams the examples of the built-in environments."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def ListExamples(  # noqa: N802
+        self, request: reward_pb2.ListExamplesRequest, context: Context
+    ) -> AsyncIterator[reward_pb2.Example]:
+        """Streams the examples of a split. Raises InvalidInputError for bad arguments or an unknown split."""
+        environment = self._registry.get(request.environment)
+        args = environment.parse(MessageToDict(request.args))
+        split = _SPLITS.get(request.split)
+        if split is None:
+            raise InvalidInputError("split must be SPLIT_TRAIN or SPLIT_EVAL")
+        if request.max_examples < 0:
+            raise InvalidInputError("max_examples must be 0 (all) or above")
+        examples = islice(environment.examples(args, split, request.seed), request.max_examples or None)
+        async for example in _off_loop(examples):
+            yield example
+
+
+async def _off_loop(items: Iterator[ItemT]) -> AsyncIterator[ItemT]:
+    """Yields what an iterator makes, which is advanced in a thread: making it may take a while."""
+    while chunk := await asyncio.to_thread(lambda: list(islice(items, _CHUNK))):
+        for item in chunk:
+            yield item
+
+
+def _result(rollout_id: str, outcome: Outcome) -> reward_pb2.RolloutResult:
+    if isinstance(outcome, reward_pb2.Score):
+        return reward_pb2.RolloutResult(rollout_id=rollout_id, score=outcome)
+    return reward_pb2.RolloutResult(rollout_id=rollout_id, error=to_status(outcome))

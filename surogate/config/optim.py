@@ -1,0 +1,153 @@
+"""Keys of train.yaml: the optimiser, its schedule, memory, parallelism and precision."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from surogate.config import keys
+from surogate.config.base import (
+    NOT_YET,
+    ConfigModel,
+    Count,
+    Float,
+    Fraction,
+    NonNegative,
+    Positive,
+    Size,
+    fail,
+    planned,
+    problem,
+    refuse,
+    spelled,
+    warn,
+)
+
+Beta = Annotated[Float, Field(ge=0, lt=1)]
+
+
+def _optimizer(value: Any) -> Any:
+    if value in ("adamw_8bit", "adamw_bnb_8bit", "normuon"):
+        raise fail(f"{value} is {NOT_YET}: use adamw")
+    return value
+
+
+Optimizer = Annotated[
+    Literal["adamw"], BeforeValidator(_optimizer), spelled({"adamw_torch": "adamw", "adamw": "adamw"})
+]
+
+
+class OptimizerKeys(ConfigModel):
+    """The optimiser and its learning rate over time."""
+
+    optimizer: Optimizer = "adamw"
+    """Optimiser: adamw. Unset it would be adamw_8bit, which is known and not supported yet, as is normuon: adamw is
+    used, with a warning.
+    """
+    learning_rate: NonNegative = 2e-4
+    """Highest learning rate, ≥ 0. 0 trains nothing."""
+    lr_scheduler_type: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    """Learning rate after the warm-up: falls linearly, as a cosine, stays and then falls in cooldown_steps (wsd), or
+    stays.
+    """
+    warmup_ratio: Fraction = 0.0
+    """Fraction of the steps in which the learning rate rises from 0, 0 to 1."""
+    warmup_steps: Count = 0
+    """Steps in which the learning rate rises from 0, ≥ 0. Unless 0, it overrides warmup_ratio."""
+    cooldown_steps: Count = 0
+    """Last steps of `wsd` in which the learning rate falls, ≥ 0."""
+    final_lr_fraction: Fraction = 0.0
+    """Learning rate at the end, as a fraction of learning_rate, 0 to 1. Also spelled min_lr_ratio."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled weight decay of matrices, ≥ 0; biases and norms have none."""
+    max_grad_norm: NonNegative = 1.0
+    """Norm to which gradients are clipped, ≥ 0. 0 = no clipping."""
+    adamw_beta1: Beta = 0.9
+    """Decay of AdamW's first moment, 0 to below 1."""
+    adamw_beta2: Beta = 0.999
+    """Decay of AdamW's second moment, 0 to below 1."""
+    adamw_epsilon: Positive = 1e-8
+    """Term in AdamW's denominator, > 0."""
+    normuon_momentum: Float = planned(0.95)
+    """Momentum of normuon."""
+    normuon_beta2: Float = planned(0.95)
+    """Decay of normuon's second moment."""
+    normuon_cautious_wd: bool = planned(True)
+    """Whether normuon decays weights only where gradient and momentum agree."""
+
+    @model_validator(mode="after")
+    def _unset_optimizer(self, info: ValidationInfo) -> Self:
+        if "optimizer" not in self.model_fields_set:
+            warn(info.context, "optimizer", f"not set, and its default adamw_8bit is {NOT_YET}: adamw is used")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        steps = getattr(self, "max_steps", -1)
+        both = self.warmup_steps + self.cooldown_steps
+        if steps > 0 and both > steps:
+            message = f"warmup_steps and cooldown_steps are {both} steps together, more than max_steps ({steps})"
+            refuse("train", [problem("warmup_steps" if self.warmup_steps else "cooldown_steps", message)])
+        return self
+
+
+class MemoryKeys(ConfigModel):
+    """Time for memory."""
+
+    recompute: bool = True
+    """Keep only the inputs of layers and compute the rest again for the gradient: less memory, about a third more
+    time. Worth turning off on CPU and for small models.
+    """
+    lmhead_chunks: Size = 1
+    """Parts in which logits and loss are computed, ≥ 1: more parts, less memory for logits."""
+    offload_optimizer: bool = planned(False)
+    """Keep the optimiser's state in host memory."""
+    cpu_training: bool = False
+    """Train on the CPU, also where there is a GPU."""
+
+
+class DistributedKeys(ConfigModel):
+    """Several nodes."""
+
+    block: ClassVar[str] = "distributed."
+    without_effect: ClassVar[frozenset[str]] = keys.DISTRIBUTED_WITHOUT_EFFECT
+
+    num_nodes: int = planned(1)
+    """Nodes that train together."""
+    gpus_per_node: int = planned(0)
+    """GPUs of each node. 0 = gpus."""
+
+
+class ParallelKeys(ConfigModel):
+    """Several devices."""
+
+    gpus: int = planned(1)
+    """GPUs that train together. 0 = all. On a machine without a GPU it has no meaning."""
+    zero_level: int = planned(1)
+    """What is sharded over GPUs: optimiser state (1), gradients too (2), weights too (3)."""
+    distributed: DistributedKeys = DistributedKeys()
+    """Several nodes."""
+
+
+RECIPES = {"fp8-hybrid": "fp8_hybrid", "bfloat16": "bf16"}
+"""Other spellings of recipes."""
+
+
+class PrecisionKeys(ConfigModel):
+    """Number formats of training."""
+
+    recipe: Annotated[str, spelled({"fp8-hybrid": "fp8_hybrid", "bfloat16": "bf16"})] = planned(
+        "bf16", off=["bfloat16"]
+    )
+    """Precision of matrix products: bf16 (float32 with torch_dtype float32)."""
+    master_dtype: str | None = planned(None)
+    """Dtype of the master weights. null = float32 for what is trained."""
+    gradient_dtype: str | None = planned(None)
+    """Dtype of gradients. null = that of the weights."""
+    fp8_amax_history: int = planned(16)
+    """Steps over which FP8 scales look back."""
+    skip_quant_first_layers: int = planned(0)
+    """First layers that are left unquantised."""
+    skip_quant_last_layers: int = planned(0)
+    """Last layers that are left unquantised."""

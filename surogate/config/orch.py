@@ -1,0 +1,165 @@
+"""orch.yaml: what is generated, how it is rewarded, and how far generation runs ahead of training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import InitErrorDetails
+
+from surogate.config import keys
+from surogate.config.base import (
+    ConfigModel,
+    Count,
+    Float,
+    Positive,
+    Seed,
+    Size,
+    Text,
+    planned,
+    problem,
+    refuse,
+)
+from surogate.config.env import EnvConfig, EvalConfig
+from surogate.config.orch_planned import AdvantageConfig, BufferConfig, RulerConfig
+from surogate.config.sampling import SamplingConfig
+from surogate.config.types import Address
+
+
+class PolicyConfig(ConfigModel):
+    """The model that samples."""
+
+    block: ClassVar[str] = "model."
+
+    name: Text | None = None
+    """Model, as in train.yaml. null = that of the other files."""
+    lora_adapter: Text | None = None
+    """Name under which the adapter is served. null = the job's own choice."""
+    lora_rank: Size | None = None
+    """Rank of the adapters, ≥ 1. null = lora_rank of train.yaml."""
+    lora_alpha: Size | None = None
+    """Scale of the adapters, ≥ 1. null = lora_alpha of train.yaml."""
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class ClientConfig(ConfigModel):
+    """How inference is reached."""
+
+    block: ClassVar[str] = "client."
+    without_effect: ClassVar[frozenset[str]] = keys.CLIENT_WITHOUT_EFFECT
+
+    base_url: Annotated[list[Address], BeforeValidator(_as_list)] | None = None
+    """gRPC addresses `host:port` of inference services that already run (static launch). null = the launcher's."""
+    timeout: Positive = 1200.0
+    """Longest time for one request for rollouts, in seconds, > 0."""
+
+
+class CheckpointConfig(ConfigModel):
+    """When checkpoints are made and which are kept."""
+
+    block: ClassVar[str] = "ckpt."
+    without_effect: ClassVar[frozenset[str]] = keys.CHECKPOINT_WITHOUT_EFFECT
+
+    interval: Size | None = None
+    """Steps between checkpoints, ≥ 1. null = save_steps of train.yaml."""
+    resume_step: Annotated[int | None, Field(ge=-1)] = None
+    """Step to go on from. -1 = the newest. null = the newest if train.yaml says to resume."""
+    keep_last: Size | None = None
+    """Number of newest checkpoints to keep, ≥ 1. null = save_total_limit of train.yaml."""
+    keep_interval: Size | None = None
+    """Also keep each checkpoint whose step is a multiple of this, ≥ 1. null = none."""
+    skip_progress: bool = False
+    """Resume weights and optimiser alone, and count steps and prompts from the start."""
+    skip_buffer: bool = False
+    """Resume without the rollouts that were waiting to be trained on."""
+
+
+class OrchConfig(ConfigModel):
+    """orch.yaml, every key as an attribute of that name."""
+
+    without_effect: ClassVar[frozenset[str]] = keys.ORCH_WITHOUT_EFFECT
+    not_yet: ClassVar[frozenset[str]] = keys.ORCH_NOT_YET
+
+    model: PolicyConfig = PolicyConfig()
+    """The model that samples."""
+    env: list[EnvConfig]
+    """The environment: prompts and rewards. Exactly one entry."""
+    batch_size: Size = 128
+    """Rollouts in an optimiser step, a multiple of rollouts_per_example, ≥ 2."""
+    rollouts_per_example: Size = 1
+    """Rollouts of each prompt, the group, ≥ 2: a group of one has no advantage."""
+    seq_len: Size = 2048
+    """Longest prompt and completion together, in tokens, ≥ 2. As sequence_len of train.yaml."""
+    max_steps: Size | None = None
+    """Optimiser steps in all, ≥ 1. As max_steps of train.yaml; one of the two must be set."""
+    max_async_level: Count = 1
+    """Steps that generation may run ahead of training, ≥ 0. 0 = strictly on-policy. As in train.yaml."""
+    max_off_policy_steps: Count = 8
+    """Rollouts older than so many policy versions are discarded, ≥ max_async_level."""
+    oversampling_factor: Annotated[Float, Field(ge=1)] = 1.0
+    """Rollouts generated for a step over those it needs, ≥ 1: the first to finish are taken."""
+    refill_rounds: Count = 4
+    """Prompts drawn in place of groups that were dropped (equal rewards, failures), at most, as a multiple of a
+    step's groups, ≥ 0. 0 = off: a step trains on what is left.
+    """
+    output_dir: Text = "outputs/run_default"
+    """Folder of metrics, logs, plots, checkpoints and the final model or adapter. If unset, output_dir of
+    train.yaml.
+    """
+    seed: Seed = 42
+    """Seed of the order of prompts and of sampling, 0 to 2³² − 1."""
+    dump_metrics: bool = True
+    """Write metrics.jsonl into the output folder, a line per step."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How completions are sampled."""
+    advantage: AdvantageConfig = AdvantageConfig()
+    """How rewards become advantages."""
+    client: ClientConfig = ClientConfig()
+    """How inference is reached."""
+    ckpt: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are made and which are kept."""
+    eval: EvalConfig | None = None
+    """Evaluation on held-out prompts while training. null = none."""
+    buffer: BufferConfig = BufferConfig()
+    """Which prompts come when."""
+    filters: list[dict[str, Any]] = planned([])
+    """Rollouts that are told apart and perhaps dropped."""
+    report_to: dict[str, Any] | None = planned(None)
+    """Trackers to report to. metrics.jsonl is always written."""
+    ruler: RulerConfig = RulerConfig()
+    """Rewards from a judge model."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        refuse("orch", [*self._group_problems(), *self._length_problems(), *self._env_problems()])
+        return self
+
+    def _group_problems(self) -> list[InitErrorDetails]:
+        group, batch = self.rollouts_per_example, self.batch_size
+        if group < 2:
+            message = "must be 2 or more (8, say): a group of one rollout has no advantage, got 1"
+            return [problem("rollouts_per_example", message)]
+        if batch % group:
+            return [problem("batch_size", f"must be a multiple of rollouts_per_example ({group}), got {batch}")]
+        return []
+
+    def _length_problems(self) -> list[InitErrorDetails]:
+        found = []
+        tokens = self.sampling.max_tokens
+        if tokens is not None and tokens >= self.seq_len:
+            message = f"is {tokens}, which leaves no room for a prompt in seq_len ({self.seq_len})"
+            found.append(problem(("sampling", "max_tokens"), message))
+        if self.max_off_policy_steps < self.max_async_level:
+            message = f"is {self.max_off_policy_steps}, less than max_async_level ({self.max_async_level})"
+            found.append(problem("max_off_policy_steps", message))
+        return found
+
+    def _env_problems(self) -> list[InitErrorDetails]:
+        if not self.env:
+            return [problem("env", "must have an entry: `- id: reverse-text`, for example")]
+        if len(self.env) > 1:
+            return [problem(("env", 1), "more than one environment is known, not supported yet")]
+        return []

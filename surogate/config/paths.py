@@ -1,0 +1,89 @@
+"""Which keys are paths, and how relative ones are made absolute before a job leaves its folder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from surogate.config.base import shown
+from surogate.errors import Violation
+
+INPUT_KEYS = (
+    "train.model",
+    "train.adapter_path",
+    "train.template",
+    "train.datasets.*.path",
+    "train.validation_datasets.*.path",
+    "infer.model",
+    "orch.model.name",
+    "orch.env.*.args.dataset",
+    "orch.env.*.args.eval_dataset",
+    "orch.eval.env.*.args.dataset",
+    "orch.eval.env.*.args.eval_dataset",
+)
+"""Keys that hold what is read: a file, a folder, or a name on the hub."""
+OUTPUT_KEYS = ("train.output_dir", "train.checkpoint_dir", "orch.output_dir")
+"""Keys that hold folders to write into."""
+
+
+def absolute_paths(config: Mapping[str, Any], base: Path, *, outputs: bool = False) -> dict[str, Any]:
+    """A job's configuration with its relative paths made absolute.
+
+    Args:
+        config: `{kind, train, …}`, before or after it was resolved; it is not changed.
+        base: Folder that relative paths start from.
+        outputs: Also make folders to write into absolute.
+
+    Inputs are changed only if they exist under `base`: other names are taken for names on the hub, and stay.
+    """
+    changed = copy.deepcopy(dict(config))
+    for key in INPUT_KEYS:
+        _change(changed, key.split("."), lambda value: _existing(value, base))
+    for key in OUTPUT_KEYS if outputs else ():
+        _change(changed, key.split("."), lambda value: str((base / Path(value).expanduser()).absolute()))
+    return changed
+
+
+def missing_paths(config: Mapping[str, Any], base: Path) -> list[Violation]:
+    """Inputs that are spelled as paths of this machine (`./model`, `/data/a.jsonl`, `~/x`) and are not there."""
+    return [
+        Violation(key, f"{shown(value)} does not exist")
+        for pattern in INPUT_KEYS
+        for key, value in _values(config, pattern.split("."))
+        if value.startswith((".", "/", "~")) and not (base / Path(value).expanduser()).exists()
+    ]
+
+
+def _existing(value: str, base: Path) -> str:
+    path = base / Path(value).expanduser()
+    try:
+        return str(path.absolute()) if path.exists() else value
+    except OSError:  # a chat template in the place of its file may be too long for a name
+        return value
+
+
+def _values(data: Any, parts: list[str], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The strings at a dotted key, in which `*` stands for every item of a list, with their own keys."""
+    if not parts:
+        if isinstance(data, str) and data:
+            yield prefix, data
+        return
+    for name, inner in _children(data, parts[0]):
+        yield from _values(inner, parts[1:], f"{prefix}.{name}" if prefix else name)
+
+
+def _children(data: Any, part: str) -> list[tuple[str, Any]]:
+    if part == "*":
+        return [(str(index), item) for index, item in enumerate(data)] if isinstance(data, list) else []
+    return [(part, data[part])] if isinstance(data, dict) and part in data else []
+
+
+def _change(data: dict[str, Any], parts: list[str], change: Callable[[str], str]) -> None:
+    for key, value in list(_values(data, parts)):
+        *blocks, last = key.split(".")
+        block: Any = data
+        for name in blocks:
+            block = block[int(name)] if isinstance(block, list) else block[name]
+        block[last] = change(value)

@@ -1,0 +1,105 @@
+"""train.yaml: PT, SFT, and the trainer's side of GRPO. All keys are flat; each theme is a class of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator
+
+from surogate.config import keys
+from surogate.config.base import ConfigModel, Count, Positive, Size, planned
+from surogate.config.data import ChatKeys, DataKeys
+from surogate.config.lora import LoraKeys, QloraKeys
+from surogate.config.loss import LossConfig
+from surogate.config.model import BatchKeys, ModelKeys, RunKeys
+from surogate.config.optim import MemoryKeys, OptimizerKeys, ParallelKeys, PrecisionKeys
+
+OFF: tuple[Any, ...] = ("none", ["none"], [])
+"""Spellings of no trackers."""
+
+
+def _no_reports(value: Any) -> Any:
+    return None if value in OFF else value
+
+
+class ReportingKeys(ConfigModel):
+    """Trackers and logs beside metrics.jsonl."""
+
+    report_to: Annotated[list[str] | None, BeforeValidator(_no_reports)] = planned(None, off=OFF)
+    """Trackers to report to; `none` or null = none. metrics.jsonl is always written."""
+    log_file: str | None = planned(None)
+    """File of the log, beside logs/ in the output folder."""
+    wandb_project: str | None = planned(None)
+    """Project at Weights & Biases."""
+    wandb_name: str | None = planned(None)
+    """Name of the run at Weights & Biases."""
+    log_gpu_util: int = planned(100)
+    """Steps between reports of GPU use."""
+
+
+class AutomationKeys(ConfigModel):
+    """Training that changes its own course."""
+
+    early_stop: bool = planned(False)
+    """Stop when the loss no longer falls."""
+    auto_lr_reduction: bool = planned(False)
+    """Lower the learning rate after spikes of the loss."""
+    epoch_adjustment: bool = planned(False)
+    """Choose num_epochs by the size of the model."""
+
+
+class NoiseScheduler(ConfigModel):
+    """Noise on the weights of the sampler."""
+
+    block: ClassVar[str] = "noise_scheduler."
+
+    enabled: bool = planned(False)
+    """Whether noise is added."""
+    sigma_start: Positive = 5e-2
+    """Deviation at the start, > 0."""
+    sigma_end: Positive = 5e-4
+    """Deviation at the end, > 0."""
+    num_stages: Size = 10
+    """Steps from the one to the other, ≥ 1."""
+
+
+class GrpoKeys(ConfigModel):
+    """The trainer's side of GRPO. Without meaning in PT and SFT."""
+
+    loss: LossConfig = LossConfig()
+    """The policy loss: a block with `type` and that type's settings."""
+    max_async_level: Count = 1
+    """Steps that generation may run ahead of training, ≥ 0. 0 = strictly on-policy. Also in orch.yaml."""
+    doc_masking: bool = True
+    """Keep attention inside each rollout of a packed sequence."""
+    single_sample_bins: bool = False
+    """Train on one rollout a sequence instead of packing several."""
+    noise_scheduler: NoiseScheduler = NoiseScheduler()
+    """Noise on the weights of the sampler."""
+
+
+GRPO_ONLY = tuple(GrpoKeys.model_fields)
+"""Keys that mean something in GRPO alone."""
+
+
+class TrainConfig(
+    RunKeys,
+    ModelKeys,
+    BatchKeys,
+    OptimizerKeys,
+    MemoryKeys,
+    ParallelKeys,
+    PrecisionKeys,
+    LoraKeys,
+    QloraKeys,
+    DataKeys,
+    ChatKeys,
+    ReportingKeys,
+    AutomationKeys,
+    GrpoKeys,
+):
+    """train.yaml, every key as an attribute of that name."""
+
+    renamed: ClassVar[dict[str, str]] = {"min_lr_ratio": "final_lr_fraction"}
+    without_effect: ClassVar[frozenset[str]] = keys.TRAIN_WITHOUT_EFFECT
+    not_yet: ClassVar[frozenset[str]] = keys.TRAIN_NOT_YET

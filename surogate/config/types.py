@@ -1,0 +1,58 @@
+"""Types of values that several files use: dtypes, RoPE scaling, addresses."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from surogate.config.base import fail, shown, spelled
+
+DTYPES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+}
+"""Other spellings of dtypes."""
+
+Dtype = Annotated[Literal["auto", "bfloat16", "float16", "float32"], spelled(DTYPES)]
+ROPE_METHODS = ("linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+def _rope_scaling(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise fail(f"is not a JSON object: {error}") from error
+    if isinstance(value, dict) and not ({"rope_type", "type"} & set(value)):
+        raise fail("must have `rope_type`")
+    if isinstance(value, str) and value not in ROPE_METHODS:
+        raise fail(f"must be one of {', '.join(ROPE_METHODS)}, or a JSON object; got {shown(value)}")
+    if value is not None and not isinstance(value, dict | str):
+        raise fail(f"must be a name or a JSON object, got {shown(value)}")
+    return value
+
+
+RopeScaling = Annotated[str | dict[str, Any] | None, BeforeValidator(_rope_scaling)]
+
+URL = re.compile(r"^(?:http|grpc)://([^/]+)(?:/.*)?$")
+ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})$")
+
+
+def _address(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    value = URL.sub(r"\1", value)
+    match = ADDRESS.match(value)
+    if not value.startswith("unix:") and not (match and 0 < int(match[2]) < 65536):
+        raise fail(f"must be a gRPC address `host:port`, got {shown(value)}")
+    return value
+
+
+Address = Annotated[str, BeforeValidator(_address)]
+"""`host:port`, `[::1]:port` or `unix:PATH`; of a URL `http://host:port/…` only host and port are kept."""

@@ -1,0 +1,133 @@
+"""What happens around every call that a server handles, whatever its kind: authentication, the concurrency limit, the
+default deadline, metrics, log context, and the translation of exceptions to rich statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import grpc
+
+from surogate import errors
+from surogate.rpc.auth import TokenSource, check_token
+from surogate.rpc.context import bound_from_metadata
+from surogate.rpc.deadlines import Deadlines, deadline_of
+from surogate.rpc.status import code_of, to_status, trailing_metadata
+from surogate.telemetry import metrics
+from surogate.telemetry.log import get_logger
+
+ServerContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_OPEN = "/grpc.health.v1.Health/"
+_log = get_logger("rpc")
+
+
+class CallGuard:
+    """`async with guard.around(method, context)` is the whole of the server's policy for one call.
+
+    `deadlines` are those that services gave when they were added, by full method name; all are in seconds.
+    """
+
+    def __init__(self, tokens: TokenSource, max_concurrent: int, default_deadline: float) -> None:
+        self.deadlines: dict[str, float | None] = {}
+        self._tokens = tokens
+        self._max_concurrent = max_concurrent
+        self._default_deadline = default_deadline
+        self._in_flight = 0
+        self._draining = False
+        self._endless: set[asyncio.Timeout] = set()
+
+    def drain(self) -> None:
+        """Ends, with UNAVAILABLE, the calls that would never end by themselves; they may be made elsewhere."""
+        self._draining = True
+        now = asyncio.get_running_loop().time()
+        for timeout in self._endless:
+            timeout.reschedule(now)
+
+    @asynccontextmanager
+    async def around(self, method: str, context: ServerContext) -> AsyncIterator[None]:
+        """Runs its body as the call `method` (`/package.Service/Method`). What the body raises ends the call."""
+        code = grpc.StatusCode.OK
+        start = time.perf_counter()
+        service, _, name = method.lstrip("/").partition("/")
+        try:
+            with metrics.RPC_IN_FLIGHT.labels(service, name).track_inprogress():
+                async with self._policy(method, context):
+                    yield
+        except grpc.aio.AbortError:
+            code = grpc.StatusCode.UNKNOWN  # the servicer chose a status by itself
+            raise
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, the caller gets a status
+            code = code_of(error)
+            await _abort(context, method, error)
+        finally:
+            metrics.RPC_SECONDS.labels(service, name, code.name).observe(time.perf_counter() - start)
+
+    @asynccontextmanager
+    async def _policy(self, method: str, context: ServerContext) -> AsyncIterator[None]:
+        metadata = _metadata(context)
+        if method.startswith(_OPEN):
+            async with self._deadline(method, context):
+                yield
+            return
+        check_token(metadata.get("authorization"), self._tokens.tokens())
+        with bound_from_metadata(metadata):
+            async with self._slot(), self._deadline(method, context):
+                yield
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        if self._in_flight >= self._max_concurrent:
+            raise errors.BusyError(f"{self._max_concurrent} calls are being handled already; try again")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    @asynccontextmanager
+    async def _deadline(self, method: str, context: ServerContext) -> AsyncIterator[None]:
+        given = context.time_remaining()  # gRPC itself ends the call when the caller's own deadline passes
+        default = deadline_of(method, self._overrides(method), self._default_deadline)
+        try:
+            async with asyncio.timeout(default if given is None else None) as timeout:
+                if default is None:
+                    self._endless.add(timeout)
+                    if self._draining:
+                        timeout.reschedule(asyncio.get_running_loop().time())
+                yield
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            if default is None:
+                raise errors.UnavailableError("this server is shutting down; try again", reason="DRAINING") from error
+            raise errors.DeadlineError(
+                f"the call had no deadline and took longer than the default of {default:g} s; give it one"
+            ) from error
+        finally:
+            self._endless.discard(timeout)
+
+    def _overrides(self, method: str) -> Deadlines:
+        name = method.rpartition("/")[2]
+        return {name: self.deadlines[method]} if method in self.deadlines else {}
+
+
+def _metadata(context: ServerContext) -> Mapping[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+async def _abort(context: ServerContext, method: str, error: Exception) -> None:
+    """Ends the call with the status of `error`; raises gRPC's AbortError. Faults of ours are logged with traceback."""
+    if not isinstance(error, errors.SurogateError):
+        _log.error("call failed by an unexpected error", method=method, exc_info=error)
+    elif isinstance(error, errors.InternalError):
+        _log.error("call failed", method=method, reason=error.reason, error=error.message)
+    else:
+        _log.debug("call refused", method=method, reason=error.reason, error=error.message)
+    status = to_status(error)
+    await context.abort(code_of(error), status.message, trailing_metadata(status))

@@ -1,0 +1,118 @@
+"""The orchestrator dies at some call, another one goes on: the ledger must end as if nothing had happened."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.grpo_fakes import Fakes
+from tests.helpers.grpo_job import GrpoJob, Rows, grpo_job
+
+CALLS = 70
+"""Calls of an undisturbed run, more or less."""
+
+
+async def run_killed_at(job: GrpoJob, fakes: Fakes, call: int) -> bool:
+    """Runs the job and kills the run as the services get their n-th call; whether that happened."""
+    task = asyncio.create_task(job.run())
+    reached = asyncio.Event()
+
+    async def kill(_: str) -> None:
+        if fakes.hooks.total == call:
+            task.cancel()
+            reached.set()
+            await asyncio.sleep(0.01)  # the call goes on for a while when its caller is dead
+
+    fakes.hooks.each = kill
+    try:
+        await task
+    except asyncio.CancelledError:
+        assert reached.is_set()
+    fakes.hooks.each = None
+    return reached.is_set()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Rows, int]:
+    """What the ledger says, and the final weights, when nothing goes wrong."""
+
+    async def run() -> tuple[Rows, int]:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        async with grpo_job(folder, replicas=2, checkpoint_interval=2, evaluate=2) as (job, fakes):
+            await job.run()
+            assert abs(CALLS - fakes.hooks.total) < 6
+            return await job.rows(), fakes.trainer.history[-1][1]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("everything_dies", [False, True], ids=["orchestrator alone", "all services"])
+@pytest.mark.parametrize("call", range(1, CALLS, 4))
+async def test_a_killed_run_ends_like_an_undisturbed_one(
+    tmp_path: Path, undisturbed: tuple[Rows, int], call: int, everything_dies: bool
+) -> None:
+    rows, weights = undisturbed
+    async with grpo_job(tmp_path / "killed", replicas=2, checkpoint_interval=2, evaluate=2) as (job, fakes):
+        if await run_killed_at(job, fakes, call):
+            if everything_dies:
+                fakes.trainer.restart()
+                for replica in fakes.inference:
+                    replica.restart()
+            await job.run()
+
+        assert await job.rows() == rows
+        assert all(row.state == "trained" for row in await job.draws())
+        # Every training of a step, replays included, gave the same weights.
+        assert len(set(fakes.trainer.history)) == 4
+        assert fakes.trainer.history[-1] == (4, weights)
+        events = [event.step_completed for event in await job.events() if event.HasField("step_completed")]
+        assert [event.step for event in events if not event.replayed] == [1, 2, 3, 4]
+        evaluated = [
+            event.evaluation_completed.step for event in await job.events() if event.HasField("evaluation_completed")
+        ]
+        assert evaluated == [0, 2, 4]
+
+
+@pytest.mark.parametrize("call", range(4, 40, 5))
+async def test_with_generation_ahead_every_prompt_reaches_one_end(tmp_path: Path, call: int) -> None:
+    async with grpo_job(tmp_path, replicas=2, max_async_level=2, refill_rounds=2) as (job, fakes):
+        if await run_killed_at(job, fakes, call):
+            fakes.trainer.restart()
+            await job.run()
+
+        draws = await job.draws()
+        assert [row.ordinal for row in draws] == list(range(len(draws)))
+        assert all(row.state in ("trained", "dropped") for row in draws)
+        assert [len(prompts) for _, prompts in await job.rows()] == [2] * 4
+        assert len(set(fakes.trainer.history)) == 4
+
+
+async def test_steps_behind_the_checkpoint_are_replayed_from_the_ledger(tmp_path: Path) -> None:
+    async with grpo_job(tmp_path, max_steps=5, checkpoint_interval=2) as (job, fakes):
+
+        async def die(_: object) -> None:
+            if not died:
+                died.append(True)
+                fakes.trainer.restart()
+
+        async def at_step(header: object) -> None:
+            if getattr(header, "step", 0) == 4:
+                await die(header)
+
+        died: list[bool] = []
+        fakes.hooks.on["TrainStep"] = at_step
+        await job.run()
+
+        assert [step for step, _ in fakes.trainer.history] == [1, 2, 3, 3, 4, 5]
+        assert len(set(fakes.trainer.history)) == 5
+        replayed = [event.step_completed for event in await job.events() if event.HasField("step_completed")]
+        assert [(event.step, event.replayed) for event in replayed] == [
+            (1, False),
+            (2, False),
+            (3, False),
+            (3, True),
+            (4, False),
+            (5, False),
+        ]

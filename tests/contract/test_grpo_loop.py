@@ -1,0 +1,60 @@
+"""The GRPO loop against fakes on real gRPC servers: what is drawn, trained, pushed and written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.grpo_job import grpo_job
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+async def test_every_step_trains_on_a_full_batch_and_is_pushed(tmp_path: Path, level: int) -> None:
+    async with grpo_job(tmp_path, replicas=2, max_async_level=level) as (job, fakes):
+        await job.run()
+
+        assert [step for step, _ in fakes.trainer.history] == [1, 2, 3, 4]
+        assert [replica.version for replica in fakes.inference] == [4, 4]
+        assert {replica.weights for replica in fakes.inference} == {fakes.trainer.history[-1][1]}
+        draws = await job.draws()
+        assert [row.ordinal for row in draws] == list(range(8))
+        assert all(row.state == "trained" for row in draws)
+        assert all(len(prompts) == 2 for _, prompts in await job.rows())
+        lags = [row.step - 1 - (row.oldest_version or 0) for row in draws]
+        assert min(lags) >= 0
+        assert max(lags) <= level
+
+
+async def test_on_policy_rollouts_come_from_the_policy_of_the_step_before(tmp_path: Path) -> None:
+    async with grpo_job(tmp_path) as (job, _):
+        await job.run()
+        assert [row.oldest_version for row in await job.draws()] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+async def test_reports_steps_pushes_evaluations_and_the_final_model(tmp_path: Path) -> None:
+    async with grpo_job(tmp_path, evaluate=2, checkpoint_interval=3) as (job, _):
+        await job.run()
+        events = await job.events()
+
+        steps = [event.step_completed for event in events if event.HasField("step_completed")]
+        assert [step.step for step in steps] == [1, 2, 3, 4]
+        assert {"reward/mean", "reward/exact", "time/generate", "time/train", "policy/lag", "loss"} <= set(
+            steps[0].metrics
+        )
+        assert steps[0].metrics["canary/max_abs_diff"] == 0
+        pushed = [event.weights_pushed.policy_version for event in events if event.HasField("weights_pushed")]
+        assert pushed == [1, 2, 3, 4]
+        evaluated = [event.evaluation_completed.step for event in events if event.HasField("evaluation_completed")]
+        assert evaluated == [0, 2, 4]
+        saved = [event.checkpoint_saved for event in events if event.HasField("checkpoint_saved")]
+        assert [(item.step, item.final) for item in saved] == [(3, False), (4, True)]
+        shown = [event.samples_shown for event in events if event.HasField("samples_shown")]
+        assert [s.prompt for s in shown[0].samples] == [s.prompt for s in shown[-1].samples]
+
+        lines = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2, 3, 4]
+        assert (job.folder / "plots" / "reward.png").stat().st_size > 1000
+        assert [state for _, state, _ in await job.step_states()] == ["pushed"] * 4
+        assert not any(kept for _, _, kept in await job.step_states())

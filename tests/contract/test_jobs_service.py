@@ -1,0 +1,214 @@
+"""JobService as clients see it: creation, idempotency, pages, watching, cancelling, the queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from orchestrator_svc.context import JobContext
+from orchestrator_svc.launchers.base import WorkerPool
+from surogate.errors import (
+    AlreadyExistsError,
+    BusyError,
+    CancelledError,
+    ConfigError,
+    FailedPreconditionError,
+    InvalidInputError,
+    NotFoundError,
+    OutOfRangeError,
+)
+from surogate.v1 import job_pb2
+from tests.helpers.orchestrator import ENDED, Orchestrator, State, orchestrating, sft_config
+from tests.helpers.pools import EmptyLauncher
+
+
+class Jobs:
+    """A runner under the test's control."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.go = asyncio.Event()
+        self.at_once = 0
+        self.most_at_once = 0
+
+    async def run(self, ctx: JobContext, pool: WorkerPool) -> None:
+        """Says that it trains, does three steps, and waits for `go`."""
+        self.order.append(ctx.job_id)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await ctx.running()
+            for step in (1, 2, 3):
+                await ctx.emit(job_pb2.StepCompleted(step=step, max_steps=3, metrics={"loss": 1 / step}))
+            waits = [asyncio.create_task(event.wait()) for event in (self.go, ctx.cancelled)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if ctx.cancelled.is_set():
+                await ctx.emit(job_pb2.CheckpointSaved(step=3, path="/saved"))
+                raise CancelledError("cancelled")
+        finally:
+            self.at_once -= 1
+
+
+@pytest.fixture
+def jobs() -> Jobs:
+    return Jobs()
+
+
+@pytest_asyncio.fixture
+async def orchestrator(tmp_path: Path, jobs: Jobs) -> AsyncIterator[Orchestrator]:
+    async with orchestrating(tmp_path, {"sft": jobs.run}, EmptyLauncher(), max_queued_jobs=3) as orchestrator:
+        yield orchestrator
+
+
+async def test_a_job_runs_and_its_history_tells_all_of_it(orchestrator: Orchestrator, jobs: Jobs) -> None:
+    jobs.go.set()
+    job = await orchestrator.create(sft_config(), job_id="first", labels={"team": "blue"})
+    assert job.name == "jobs/first"
+    assert job.kind == State.KIND_SFT
+    assert job.output_dir == str(orchestrator.folder / "out")
+    history = await orchestrator.history(job.name)
+    assert [event.sequence for event in history] == list(range(1, len(history) + 1))
+    states = [event.state_changed.state for event in history if event.HasField("state_changed")]
+    assert states == [State.STATE_QUEUED, State.STATE_STARTING, State.STATE_RUNNING, State.STATE_SUCCEEDED]
+    done = await orchestrator.get(job.name)
+    assert (done.state, done.step, done.max_steps) == (State.STATE_SUCCEEDED, 3, 3)
+    assert done.metrics["loss"] == pytest.approx(1 / 3)
+    assert done.create_time.ToNanoseconds() <= done.start_time.ToNanoseconds() <= done.end_time.ToNanoseconds()
+    assert dict(done.labels) == {"team": "blue"}
+
+
+async def test_a_bad_configuration_names_the_key_and_stores_nothing(orchestrator: Orchestrator) -> None:
+    with pytest.raises(ConfigError) as caught:
+        await orchestrator.create(sft_config(learning_rat=1e-3))
+    assert [violation.field for violation in caught.value.violations] == ["train.learning_rat"]
+    assert not (await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest())).jobs
+
+
+async def test_validate_only_returns_the_resolved_job_and_starts_nothing(orchestrator: Orchestrator) -> None:
+    job = await orchestrator.create(sft_config(), validate_only=True)
+    assert job.config["train"]["resume_from_checkpoint"] is True
+    assert (job.state, job.max_steps) == (State.STATE_UNSPECIFIED, 5)
+    assert not (await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest())).jobs
+
+
+async def test_request_ids_make_creation_idempotent(orchestrator: Orchestrator) -> None:
+    first = await orchestrator.create(sft_config(), request_id="r-1")
+    again = await orchestrator.create(sft_config(), request_id="r-1")
+    assert again.name == first.name
+    with pytest.raises(AlreadyExistsError, match="use a new request_id"):
+        await orchestrator.create(sft_config(max_steps=6), request_id="r-1")
+
+
+async def test_request_ids_are_remembered_over_a_restart(tmp_path: Path, jobs: Jobs) -> None:
+    async with orchestrating(tmp_path, {"sft": jobs.run}, EmptyLauncher()) as before:
+        first = await before.create(sft_config(), request_id="r-1")
+    async with orchestrating(tmp_path, {"sft": jobs.run}, EmptyLauncher()) as after:
+        assert (await after.create(sft_config(), request_id="r-1")).name == first.name
+
+
+@pytest.mark.parametrize("job_id", ["Upper", "-a", "a-", "a_b", "a" * 64])
+async def test_job_ids_have_a_form(orchestrator: Orchestrator, job_id: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        await orchestrator.create(sft_config(), job_id=job_id)
+    assert caught.value.violations[0].field == "job_id"
+
+
+async def test_paths_outside_of_the_output_root_are_refused(orchestrator: Orchestrator) -> None:
+    with pytest.raises(ConfigError, match="output root"):
+        await orchestrator.create(sft_config(output_dir="../elsewhere"))
+
+
+async def test_one_folder_has_one_job_at_a_time(orchestrator: Orchestrator) -> None:
+    await orchestrator.create(sft_config(), job_id="a")
+    with pytest.raises(FailedPreconditionError, match="is being written by jobs/a"):
+        await orchestrator.create(sft_config(), job_id="b")
+
+
+async def test_jobs_wait_for_their_turn_in_order(orchestrator: Orchestrator, jobs: Jobs) -> None:
+    names = []
+    for index in range(3):
+        names.append((await orchestrator.create(sft_config(output_dir=f"out-{index}"), job_id=f"j{index}")).name)
+        await orchestrator.until(names[0], State.STATE_RUNNING)
+    assert (await orchestrator.get(names[2])).status_message == "waiting for its turn: number 2 in the queue"
+    jobs.go.set()
+    for name in names:
+        assert (await orchestrator.ended(name)).state == State.STATE_SUCCEEDED
+    assert jobs.order == ["j0", "j1", "j2"]
+    assert jobs.most_at_once == 1
+
+
+async def test_a_full_queue_says_when_to_come_back(orchestrator: Orchestrator) -> None:
+    first = await orchestrator.create(sft_config(output_dir="running"))
+    await orchestrator.until(first.name, State.STATE_RUNNING)
+    for index in range(3):
+        await orchestrator.create(sft_config(output_dir=f"out-{index}"))
+    with pytest.raises(BusyError) as caught:
+        await orchestrator.create(sft_config(output_dir="one-too-many"))
+    assert caught.value.retry_after > 0
+
+
+async def test_cancelling_a_running_job_lets_it_save(orchestrator: Orchestrator) -> None:
+    job = await orchestrator.create(sft_config())
+    await orchestrator.until_step(job.name, 3)
+    assert (await orchestrator.cancel(job.name)).state == State.STATE_CANCELLING
+    ended = await orchestrator.ended(job.name)
+    assert (ended.state, ended.checkpoint) == (State.STATE_CANCELLED, "/saved")
+    assert (await orchestrator.cancel(job.name)).state == State.STATE_CANCELLED
+
+
+async def test_cancelling_a_queued_job_ends_it_at_once(orchestrator: Orchestrator, jobs: Jobs) -> None:
+    first = await orchestrator.create(sft_config(output_dir="a"))
+    await orchestrator.until(first.name, State.STATE_RUNNING)
+    second = await orchestrator.create(sft_config(output_dir="b"), job_id="second")
+    assert (await orchestrator.cancel(second.name)).state == State.STATE_CANCELLED
+    jobs.go.set()
+    await orchestrator.ended(first.name)
+    assert "second" not in jobs.order
+
+
+async def test_watchers_see_every_event_once_from_wherever_they_begin(orchestrator: Orchestrator, jobs: Jobs) -> None:
+    job = await orchestrator.create(sft_config())
+    watchers = [asyncio.create_task(orchestrator.history(job.name)) for _ in range(5)]
+    await orchestrator.until_step(job.name, 3)
+    late = asyncio.create_task(orchestrator.history(job.name))
+    jobs.go.set()
+    full = await late
+    for watcher in watchers:
+        assert await watcher == full
+    rest = [event async for event in orchestrator.watch(job.name, after=4)]
+    assert rest == full[4:]
+    with pytest.raises(OutOfRangeError):
+        await anext(aiter(orchestrator.watch(job.name, after=len(full) + 1)))
+
+
+async def test_deleting_a_job_forgets_it(orchestrator: Orchestrator, jobs: Jobs) -> None:
+    job = await orchestrator.create(sft_config())
+    with pytest.raises(FailedPreconditionError, match="cancel it first"):
+        await orchestrator.stub.DeleteJob(job_pb2.DeleteJobRequest(name=job.name))
+    jobs.go.set()
+    assert (await orchestrator.ended(job.name)).state in ENDED
+    await orchestrator.stub.DeleteJob(job_pb2.DeleteJobRequest(name=job.name))
+    for call in (orchestrator.get(job.name), orchestrator.cancel(job.name), orchestrator.history(job.name)):
+        with pytest.raises(NotFoundError):
+            await call
+
+
+async def test_listing(orchestrator: Orchestrator, jobs: Jobs) -> None:
+    jobs.go.set()
+    for index in range(5):
+        job = await orchestrator.create(sft_config(), job_id=f"j{index}", labels={"odd": str(index % 2)})
+        await orchestrator.ended(job.name)
+    first = await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(page_size=3))
+    second = await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(page_size=3, page_token=first.next_page_token))
+    assert [job.name[-1] for job in [*first.jobs, *second.jobs]] == ["4", "3", "2", "1", "0"]
+    assert not second.next_page_token
+    odd = await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(labels={"odd": "1"}))
+    assert [job.name[-1] for job in odd.jobs] == ["3", "1"]
+    none = await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(states=[State.STATE_FAILED]))
+    assert not none.jobs
+    with pytest.raises(InvalidInputError, match="page_size"):
+        await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(page_size=1001))

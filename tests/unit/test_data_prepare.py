@@ -1,0 +1,236 @@
+"""From files to encoded data: every kind and format, what is held out, and errors that name the key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from surogate.config.train import TrainConfig
+from surogate.errors import ConfigError
+from tests.helpers.tiny import VOCAB_SIZE, make_tiny_tokenizer
+from trainer_svc.worker.data.prepare import SessionData, prepare
+from trainer_svc.worker.data.store import EncodedData
+
+TOKENIZER = make_tiny_tokenizer()
+TEXTS = [{"text": f"text number {number}"} for number in range(10)]
+PAIRS = [{"q": f"say {n}", "a": str(n), "more": "twice" if n % 2 else "", "sys": f"S{n}"} for n in range(4)]
+CHATS = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": f"b{n}"}]} for n in range(6)]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def prepared(dataset: dict[str, Any] | list[dict[str, Any]], **keys: Any) -> tuple[SessionData, list[str]]:
+    entries = dataset if isinstance(dataset, list) else [dataset]
+    train = {"model": "m", "optimizer": "adamw", "datasets": entries, "validation_split_ratio": 0, **keys}
+    warnings: list[str] = []
+    return prepare(TrainConfig.model_validate(train), TOKENIZER, VOCAB_SIZE, warnings.append), warnings
+
+
+def texts(data: EncodedData) -> list[str]:
+    return [TOKENIZER.decode(data[index].token_ids) for index in range(len(data))]
+
+
+def learned(data: EncodedData) -> list[str]:
+    return [TOKENIZER.decode(data[index].token_ids[data[index].mask]) for index in range(len(data))]
+
+
+def violation(error: pytest.ExceptionInfo[ConfigError]) -> tuple[str, str]:
+    (found,) = error.value.violations
+    return found.field, found.description
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "csv", "folder", "saved"])
+def test_every_form_of_file_gives_the_same_rows(tmp_path: Path, form: str) -> None:
+    table = datasets.Dataset.from_list(TEXTS)
+    path = tmp_path / f"data.{form}"
+    match form:
+        case "jsonl":
+            write_jsonl(path, TEXTS)
+        case "json":
+            path.write_text(json.dumps(TEXTS))
+        case "parquet":
+            table.to_parquet(path)
+        case "csv":
+            table.to_csv(path)
+        case "folder":
+            path.mkdir()
+            write_jsonl(path / "train-0.jsonl", TEXTS[:4])
+            write_jsonl(path / "train-1.jsonl", TEXTS[4:])
+            write_jsonl(path / "test.jsonl", [{"text": "not this"}])
+        case "saved":
+            table.save_to_disk(str(path))
+    data, _ = prepared({"path": str(path), "type": "text"})
+    assert texts(data.training) == [row["text"] + "<|im_end|>" for row in TEXTS]
+
+
+def test_plain_text_files_have_a_row_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    data, _ = prepared({"path": str(tmp_path / "a.txt"), "type": "text"})
+    assert texts(data.training) == ["one<|im_end|>", "two<|im_end|>"]
+
+
+def test_long_texts_are_split_whatever_the_truncation(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "x" * 100}])
+    data, warnings = prepared({"path": path, "type": "text"}, sequence_len=16)
+    assert sum(len(data.training[i].trained) for i in range(len(data.training))) == 100
+    assert warnings == []
+
+
+def test_instruction_by_chat_template(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
+    entry = {"path": path, "type": "instruction", "instruction_field": "q", "output_field": "a", "input_field": "more"}
+    data, _ = prepared({**entry, "system_prompt_type": "field", "system_prompt_field": "sys"})
+    assert texts(data.training)[1] == (
+        "<|im_start|>system\nS1<|im_end|>\n<|im_start|>user\nsay 1\ntwice<|im_end|>\n"
+        "<|im_start|>assistant\n1<|im_end|>\n"
+    )
+    assert learned(data.training)[1] == "1<|im_end|>"
+
+
+def test_instruction_by_prompt_format(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
+    entry = {"path": path, "type": "instruction", "instruction_field": "q", "output_field": "a", "input_field": "more"}
+    formats = {"prompt_format": "{system}|{instruction}({input})=", "prompt_format_no_input": "{instruction}={output}."}
+    data, _ = prepared({**entry, **formats, "system_prompt_type": "fixed", "system_prompt": "S"})
+    assert texts(data.training)[:2] == ["say 0=0.<|im_end|>", "S|say 1(twice)=1<|im_end|>"]
+    assert learned(data.training)[:2] == ["0.<|im_end|>", "1<|im_end|>"]
+
+
+def test_conversation_with_other_names(tmp_path: Path) -> None:
+    rows = [{"talk": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "s": "sys"}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    names = {"role": "from", "content": "value"}
+    entry = {"path": path, "type": "conversation", "messages_field": "talk", "system_field": "s"}
+    data, _ = prepared({**entry, "message_property_mappings": names})
+    assert texts(data.training) == [
+        "<|im_start|>system\nsys<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+    ]
+    assert learned(data.training) == ["b<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (TEXTS[:1], "text number 0<|im_end|>"),
+        (CHATS[:1], "b0<|im_end|>"),
+        ([{"prompt": "p", "completion": "c"}], "c<|im_end|>"),
+    ],
+)
+def test_auto_tells_the_kind(tmp_path: Path, rows: list[dict[str, Any]], expected: str) -> None:
+    data, _ = prepared({"path": write_jsonl(tmp_path / "a.jsonl", rows), "type": "auto"})
+    assert learned(data.training) == [expected]
+
+
+def test_default_system_prompt(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", CHATS[:1])
+    data, _ = prepared({"path": path, "type": "conversation"}, system="Be good.")
+    assert texts(data.training)[0].startswith("<|im_start|>system\nBe good.<|im_end|>")
+
+
+def test_a_template_of_ones_own(tmp_path: Path) -> None:
+    from trainer_svc.worker.tokenizer import load_tokenizer
+
+    make_tiny_tokenizer(tmp_path / "model")
+    (tmp_path / "mine.jinja").write_text("mine")
+    keys = {"model": str(tmp_path / "model"), "optimizer": "adamw"}
+    loaded = load_tokenizer(TrainConfig.model_validate({**keys, "template": str(tmp_path / "mine.jinja")}))
+    assert loaded.chat_template == "mine"
+    with pytest.raises(ConfigError) as error:
+        load_tokenizer(TrainConfig.model_validate({**keys, "template": "nowhere.jinja"}))
+    assert violation(error)[0] == "train.template"
+
+
+def test_samples_and_several_datasets(tmp_path: Path) -> None:
+    first = {"path": write_jsonl(tmp_path / "a.jsonl", TEXTS), "type": "text", "samples": 2}
+    second = {"path": write_jsonl(tmp_path / "b.jsonl", [{"body": "b"}]), "type": "text", "text_field": "body"}
+    data, _ = prepared([first, second])
+    assert texts(data.training) == ["text number 0<|im_end|>", "text number 1<|im_end|>", "b<|im_end|>"]
+
+
+def test_a_part_is_held_out_by_eval_seed(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    data, _ = prepared({"path": path, "type": "text"}, validation_split_ratio=0.3)
+    again, _ = prepared({"path": path, "type": "text"}, validation_split_ratio=0.3)
+    other, _ = prepared({"path": path, "type": "text"}, validation_split_ratio=0.3, eval_seed=2)
+    assert data.held_out is not None and again.held_out is not None and other.held_out is not None
+    assert (len(data.training), len(data.held_out)) == (7, 3)
+    assert sorted(texts(data.training) + texts(data.held_out)) == sorted(f"{row['text']}<|im_end|>" for row in TEXTS)
+    assert texts(data.held_out) == texts(again.held_out) != texts(other.held_out)
+
+
+def test_validation_datasets_leave_the_training_data_whole(tmp_path: Path) -> None:
+    entry = {"path": write_jsonl(tmp_path / "a.jsonl", TEXTS), "type": "text"}
+    held = {"path": write_jsonl(tmp_path / "v.jsonl", TEXTS[:2]), "type": "text"}
+    data, _ = prepared(entry, validation_datasets=[held], validation_split_ratio=0.5)
+    assert data.held_out is not None
+    assert (len(data.training), len(data.held_out)) == (10, 2)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    long = {"messages": [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]}
+    silent = {"messages": [{"role": "user", "content": "anyone?"}]}
+    path = write_jsonl(tmp_path / "a.jsonl", [*CHATS, long, silent])
+    data, warnings = prepared({"path": path, "type": "conversation"}, max_length=100)
+    assert len(data.training) == 6
+    assert warnings == [
+        "train.datasets.0: 1 of 8 rows are longer than 100 tokens and were left out",
+        "train.datasets.0: 1 of 8 rows have nothing to learn and were left out",
+    ]
+
+
+BAD: dict[str, tuple[list[dict[str, Any]] | str | None, dict[str, Any], str, str]] = {
+    "missing file": (None, {"type": "text"}, "path", "no file or folder"),
+    "empty file": ("", {"type": "text"}, "path", "is empty"),
+    "broken file": ("{not json", {"type": "text"}, "path", "could not be read"),
+    "missing column": (TEXTS, {"type": "text", "text_field": "txt"}, "text_field", "`txt`; the columns are text"),
+    "missing answers": (
+        PAIRS,
+        {"type": "instruction", "instruction_field": "q", "output_field": "answer"},
+        "output_field",
+        "no column `answer`; the columns are q, a, more, sys",
+    ),
+    "missing messages": (TEXTS, {"type": "conversation"}, "messages_field", "no column `messages`"),
+    "unknown kind": (PAIRS, {"type": "auto"}, "type", "columns q, a, more, sys"),
+    "not text": ([{"text": 3}], {"type": "text"}, "path", "row 1: column `text` holds int"),
+    "other properties": (
+        [{"messages": [{"from": "x", "value": "y"}]}],
+        {"type": "conversation"},
+        "path",
+        "set message_property_mappings.role",
+    ),
+    "nothing to learn": (
+        [{"messages": [{"role": "user", "content": "x"}]}],
+        {"type": "conversation"},
+        "path",
+        "leaves nothing to learn",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_data_names_the_key(tmp_path: Path, name: str) -> None:
+    content, entry, key, said = BAD[name]
+    path = tmp_path / "a.jsonl"
+    if isinstance(content, str):
+        path.write_text(content)
+    elif content is not None:
+        write_jsonl(path, content)
+    with pytest.raises(ConfigError) as error:
+        prepared({"path": str(path), **entry})
+    field, description = violation(error)
+    assert field == f"train.datasets.0.{key}"
+    assert said in description
+
+
+def test_a_missing_split_lists_those_there_are(tmp_path: Path) -> None:
+    datasets.DatasetDict(train=datasets.Dataset.from_list(TEXTS)).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(ConfigError) as error:
+        prepared({"path": str(tmp_path / "d"), "type": "text", "split": "dev"})
+    assert violation(error) == ("train.datasets.0.split", "there is no split `dev`; there are train")

@@ -1,0 +1,85 @@
+"""Every domain exception survives the way to google.rpc.Status and back."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from surogate import errors
+from surogate.rpc.status import code_of, from_status, to_status
+
+SIMPLE = [
+    errors.NotFoundError,
+    errors.AlreadyExistsError,
+    errors.FailedPreconditionError,
+    errors.OutOfRangeError,
+    errors.UnavailableError,
+    errors.DeadlineError,
+    errors.CancelledError,
+    errors.DataLossError,
+    errors.UnauthenticatedError,
+    errors.PermissionDeniedError,
+    errors.UnimplementedError,
+    errors.InternalError,
+]
+
+
+@pytest.mark.parametrize("cls", SIMPLE)
+def test_class_message_reason_and_metadata_survive(cls: type[errors.SurogateError]) -> None:
+    given = cls("what happened", reason="A_REASON", metadata={"key": "value"})
+    back = from_status(to_status(given))
+    assert type(back) is cls
+    assert (back.message, back.reason, back.metadata) == ("what happened", "A_REASON", {"key": "value"})
+
+
+def test_every_exception_class_is_covered() -> None:
+    def subclasses(cls: type) -> set[type]:
+        return {cls, *(found for sub in cls.__subclasses__() for found in subclasses(sub))}
+
+    ours = {cls for cls in subclasses(errors.SurogateError) if cls.__module__ == "surogate.errors"}
+    special = {errors.SurogateError, errors.InvalidInputError, errors.ConfigError, errors.BusyError}
+    assert ours == {*SIMPLE, *special}
+
+
+@pytest.mark.parametrize("cls", [errors.InvalidInputError, errors.ConfigError])
+def test_violations_survive_and_the_two_kinds_of_invalid_input_stay_apart(cls: type[errors.InvalidInputError]) -> None:
+    violations = (errors.Violation("train.learning_rate", "must be > 0"), errors.Violation("model", "is missing"))
+    status = to_status(cls("two things", violations=violations, reason="OTHER"))
+    assert status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    back = from_status(status)
+    assert type(back) is cls
+    assert isinstance(back, errors.InvalidInputError)
+    assert back.violations == violations
+    assert back.metadata == {}
+
+
+def test_busy_says_when_to_try_again() -> None:
+    back = from_status(to_status(errors.BusyError("full", retry_after=2.25)))
+    assert isinstance(back, errors.BusyError)
+    assert back.retry_after == pytest.approx(2.25)
+
+
+def test_error_info_is_always_there() -> None:
+    info = error_details_pb2.ErrorInfo()
+    assert to_status(ValueError("boom")).details[0].Unpack(info)
+    assert (info.reason, info.domain) == ("INTERNAL", "surogate.dev")
+
+
+def test_a_foreign_exception_is_internal_and_shows_no_traceback() -> None:
+    status = to_status(ZeroDivisionError("division by zero"))
+    assert status.code == grpc.StatusCode.INTERNAL.value[0]
+    assert status.message == "ZeroDivisionError: division by zero"
+
+
+def test_a_code_without_a_class_keeps_its_name_and_message() -> None:
+    back = from_status(status_pb2.Status(code=grpc.StatusCode.ABORTED.value[0], message="conflict"))
+    assert isinstance(back, errors.InternalError)
+    assert back.message == "conflict"
+    assert back.metadata == {"grpc_code": "ABORTED"}
+
+
+def test_codes() -> None:
+    assert code_of(errors.ConfigError("x")) is grpc.StatusCode.INVALID_ARGUMENT
+    assert code_of(errors.BusyError("x")) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert code_of(KeyError("x")) is grpc.StatusCode.INTERNAL

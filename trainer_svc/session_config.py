@@ -1,0 +1,44 @@
+"""The configuration of a session: checked before any worker starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+from pydantic import ValidationError
+
+from surogate.config.job import resolve_job
+from surogate.config.problems import violations_of
+from surogate.config.train import TrainConfig
+from surogate.errors import ConfigError
+
+Kind = Literal["pt", "sft", "grpo"]
+
+
+@dataclass(frozen=True)
+class SessionConfig:
+    """What the front needs to know of it; the worker reads the whole."""
+
+    kind: Kind
+    """What the session does."""
+    max_steps: int
+    """Optimiser steps in all; below 1 if the data decides."""
+
+
+def parse_session_config(config: Struct) -> SessionConfig:
+    """Checks `{kind, train}`. Raises ConfigError that names the keys."""
+    data: dict[str, Any] = MessageToDict(config)
+    if data.get("kind") == "grpo":
+        return SessionConfig("grpo", _train_of_grpo(data).max_steps)
+    job = resolve_job(data)
+    return SessionConfig(job.kind, job.train.max_steps)
+
+
+def _train_of_grpo(data: dict[str, Any]) -> TrainConfig:
+    """A session has one of the three files of a GRPO job; whether they agree is seen where all three are."""
+    try:
+        return TrainConfig.model_validate(data.get("train"))
+    except ValidationError as error:
+        raise ConfigError.of(violations_of(error, "train")) from error

@@ -1,0 +1,196 @@
+"""Attention inside each document of a packed sequence, exactly: the one place that knows how.
+
+Documents lie one after the other in one row of T tokens. Documents of about the same length are gathered into a batch,
+padded on the right: under a causal mask no token sees what is to its right, so that padding changes nothing and neither
+a mask of [T, T] nor one of the documents is ever made. Registered with transformers as `surogate_packed`; models hand
+the keyword argument `documents` of their forward through to it.
+
+Legend: T tokens of the row, H query heads, K key-value heads, D head dimensions, n documents of a bucket, L its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedModel
+
+from surogate.errors import InvalidInputError
+
+NAME = "surogate_packed"
+"""Name of the attention implementation in transformers."""
+
+LARGEST_PADDING = 0.25
+"""A document joins a bucket when at most this part of its row would be padding ..."""
+
+SMALL_PADDING = 8
+"""... or when the padding is at most this many tokens."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Documents that attention handles as one batch: `count` rows of `length` tokens, the shorter ones padded."""
+
+    count: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Where the documents of a packed row are.
+
+    `slots[S]`: the token (0..T-1) that fills each slot of the buckets laid end to end; a padding slot repeats its
+    document's last token. `tokens[T]`: the slot of each token. `filled[S, 1, 1]`: 0 for padding slots, else 1; None
+    when there is none. `slots` and `tokens` are None when the order of the slots is that of the tokens.
+    """
+
+    buckets: tuple[Bucket, ...]
+    slots: torch.Tensor | None
+    tokens: torch.Tensor | None
+    filled: torch.Tensor | None
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Documents:
+        """Plans the buckets for documents of these lengths (each >= 1), in the order in which they lie in the row."""
+        if len(set(lengths)) == 1:
+            return cls((Bucket(len(lengths), lengths[0]),), None, None, None)
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        order = sorted(range(len(lengths)), key=lambda document: (-lengths[document], document))
+        buckets, slots = [], []
+        for group in _group_by_length(order, lengths):
+            length = lengths[group[0]]
+            inside = np.arange(length)[None, :]
+            own = np.array([lengths[document] for document in group])[:, None]
+            slots.append((starts[group][:, None] + np.minimum(inside, own - 1)).reshape(-1))
+            buckets.append(Bucket(len(group), length))
+        slot_token = np.concatenate(slots)
+        first = np.ones(len(slot_token), dtype=bool)
+        first[1:] = slot_token[1:] != slot_token[:-1]
+        token_slot = np.empty(int(sum(lengths)), dtype=np.int64)
+        token_slot[slot_token[first]] = np.flatnonzero(first)
+        filled = None if first.all() else torch.from_numpy(first.astype(np.float32)).view(-1, 1, 1)
+        return cls(tuple(buckets), torch.from_numpy(slot_token), torch.from_numpy(token_slot), filled)
+
+    def to(self, device: torch.device) -> Documents:
+        """The same on another device."""
+        if self.slots is None or self.tokens is None:
+            return self
+        filled = None if self.filled is None else self.filled.to(device)
+        return Documents(self.buckets, self.slots.to(device), self.tokens.to(device), filled)
+
+
+def _group_by_length(order: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Cuts documents, longest first, into runs in which little is lost to padding."""
+    groups: list[list[int]] = []
+    for document in order:
+        longest = lengths[groups[-1][0]] if groups else 0
+        padding = longest - lengths[document]
+        if groups and (padding <= SMALL_PADDING or padding <= LARGEST_PADDING * longest):
+            groups[-1].append(document)
+        else:
+            groups.append([document])
+    return groups
+
+
+class _Rows(torch.autograd.Function):
+    """Picks rows by an index whose inverse is known, so that the gradient is a pick as well (and deterministic)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, weight: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.inverse, ctx.weight = inverse, weight
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        grad = grads[0].index_select(0, ctx.inverse)
+        return (grad if ctx.weight is None else grad * ctx.weight.to(grad.dtype)), None, None, None
+
+
+def _pick(
+    x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    picked: torch.Tensor = _Rows.apply(x, index, inverse, weight)  # type: ignore[no-untyped-call]
+    return picked
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    documents: Documents | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function: query [1, H, T, D], key and value [1, K, T, D] → [1, T, H, D]."""
+    if documents is None:
+        documents = Documents.of([query.shape[2]])
+    if kwargs.get("s_aux") is not None:
+        raise InvalidInputError("models with attention sinks are not supported yet; choose another model")
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+    if documents.slots is not None and documents.tokens is not None:
+        # A padding slot gets no gradient (nothing attends to it and its own output is dropped), so none is lost here.
+        rows = [_pick(x, documents.slots, documents.tokens) for x in rows]
+    outputs, start = [], 0
+    for bucket in documents.buckets:
+        size = bucket.count * bucket.length
+        q, k, v = (
+            x[start : start + size].view(bucket.count, bucket.length, *x.shape[1:]).transpose(1, 2) for x in rows
+        )
+        output = _causal_attention(q, k, v, scaling, dropout, sliding_window, softcap)
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+        start += size
+    result = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if documents.slots is not None and documents.tokens is not None:
+        result = _pick(result, documents.tokens, documents.slots, documents.filled)
+    return result.unsqueeze(0), None
+
+
+def _causal_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Causal attention of n sequences: q [n, H, L, D], k and v [n, K, L, D] → [n, H, L, D]."""
+    length, groups = q.shape[2], q.shape[1] // k.shape[1]
+    window = sliding_window or length
+    if softcap is None and window >= length:
+        return F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=groups > 1
+        )
+    position = torch.arange(length, device=q.device)
+    distance = position[:, None] - position[None, :]
+    seen = (distance >= 0) & (distance < window)
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling)
+    scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
+    scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~seen, float("-inf"))
+    weights = F.dropout(scores.float().softmax(-1).to(q.dtype), dropout)
+    return weights @ v
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Switches a model to this attention. Raises InvalidInputError for an architecture that cannot be."""
+    if not getattr(model, "_supports_attention_backend", False):
+        raise InvalidInputError(
+            f"the architecture {type(model).__name__} does not let its attention be chosen, so that documents could "
+            "not be kept apart; choose a model whose transformers implementation supports attention backends"
+        )
+    AttentionInterface.register(NAME, packed_attention)
+    model.set_attn_implementation(NAME)

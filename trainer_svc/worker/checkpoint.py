@@ -1,0 +1,204 @@
+"""Checkpoints: `checkpoint-<step>/` is a model or adapter for others; its `trainer_state/` is what a resume needs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import xxhash
+from safetensors.torch import load_file, save_file
+
+from surogate.errors import DataLossError
+from trainer_svc.worker import determinism, lora
+from trainer_svc.worker.files import move_files, new_folder, remove_folder, write_adapter, write_model
+from trainer_svc.worker.session import TrainingSession
+
+STATE = "trainer_state"
+FORMAT = 1
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+Warn = Callable[[str], None]
+
+
+def write_checkpoint(session: TrainingSession) -> Path:
+    """Writes the state after the last step, then deletes the oldest checkpoints beyond `save_total_limit`.
+
+    Raises DataLossError, with the path, if the disk refuses; older checkpoints are then as they were.
+    """
+    folder = session.checkpoint_dir / f"checkpoint-{session.step}"
+    try:
+        with new_folder(folder) as temporary:
+            write_weights(session, temporary)
+            _write_state(session, temporary / STATE)
+            _write_list(temporary)
+        _forget(session.checkpoint_dir, session.train.save_total_limit, session.step)
+    except (OSError, RuntimeError) as error:
+        raise DataLossError(
+            f"could not write {folder}: {error}; the checkpoints before it are good", reason="CHECKPOINT_NOT_WRITTEN"
+        ) from error
+    return folder
+
+
+def write_weights(session: TrainingSession, folder: Path) -> None:
+    """Writes the model (or the adapter) and the tokenizer for others to load."""
+    policy = session.policy
+    if policy.adapter is not None:
+        write_adapter(policy.adapter, folder)
+    else:
+        write_model(policy.model, policy.model.state_dict(), policy.precision.stored, folder)
+    session.tokenizer.save_pretrained(folder)
+
+
+def write_final(session: TrainingSession) -> Path:
+    """Writes the final model or adapter into the output folder itself, and the merged model if asked for.
+
+    Raises DataLossError, with the path, if the disk refuses.
+    """
+    output = session.output_dir
+    try:
+        with new_folder(output / "final") as temporary:
+            write_weights(session, temporary)
+        move_files(output / "final", output)
+        (output / "final").rmdir()
+        if session.train.merge_adapter and session.policy.adapter is not None:
+            with new_folder(output / "merged") as temporary:
+                _write_merged(session, temporary)
+    except (OSError, RuntimeError) as error:
+        raise DataLossError(
+            f"could not write the final model into {output}: {error}; the last checkpoint is good",
+            reason="MODEL_NOT_WRITTEN",
+        ) from error
+    return output
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in a folder, (step, path), newest first. Half-written ones have other names."""
+    found = [(int(match[1]), path) for path in _entries(folder) if (match := _NAME.fullmatch(path.name))]
+    return sorted(found, reverse=True)
+
+
+def newest_good(folder: Path, warn: Warn) -> Path | None:
+    """The newest checkpoint whose files are all as they were written; a warning for each that is passed over."""
+    for _, path in checkpoints(folder):
+        try:
+            verify(path)
+        except DataLossError as error:
+            warn(f"{error}; trying the one before it")
+            continue
+        return path
+    return None
+
+
+def verify(path: Path) -> None:
+    """Raises DataLossError if a file of the checkpoint is missing or is not what was written."""
+    try:
+        listed: Mapping[str, Any] = json.loads((path / STATE / "files.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataLossError(f"{path} is not a complete checkpoint", reason="CHECKPOINT_DAMAGED") from error
+    for name, expected in listed.items():
+        if not (path / name).is_file() or _fingerprint(path / name) != expected:
+            raise DataLossError(f"{path} is damaged: {name} is not what was written", reason="CHECKPOINT_DAMAGED")
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint holds."""
+    return int(_state(path)["step"])
+
+
+def restore(session: TrainingSession, path: Path, warn: Warn) -> None:
+    """Gives the session the optimiser, masters, random state and step of a checkpoint whose weights it has loaded."""
+    state = _state(path)
+    for key, before, now in _differences(state["train"], session.train.model_dump(mode="json")):
+        warn(f"{path.name} was written with train.{key} = {before}, and the run goes on with {now}")
+    if state["threads"] != torch.get_num_threads():
+        warn(
+            f"{path.name} was written with {state['threads']} threads, and the run goes on with "
+            f"{torch.get_num_threads()}: sums may differ in their last bits"
+        )
+    masters = path / STATE / "master.safetensors"
+    if masters.is_file():
+        trainable = session.policy.trainable()
+        with torch.no_grad():
+            for name, value in load_file(masters).items():
+                trainable[name].copy_(value)
+    session.optimizer.restore(load_file(path / STATE / "optimizer.safetensors"))
+    determinism.restore_rng_state(load_file(path / STATE / "rng.safetensors"))
+    session.step = int(state["step"])
+    session.bad_steps = int(state["bad_steps"])
+
+
+def _write_state(session: TrainingSession, folder: Path) -> None:
+    folder.mkdir()
+    save_file(session.optimizer.state(), folder / "optimizer.safetensors")
+    save_file(determinism.rng_state(), folder / "rng.safetensors")
+    policy = session.policy
+    if policy.adapter is None and policy.precision.stored != torch.float32:
+        masters = {name: weight.detach().contiguous() for name, weight in policy.trainable().items()}
+        save_file(masters, folder / "master.safetensors")
+    state = {
+        "format": FORMAT,
+        "kind": session.kind,
+        "step": session.step,
+        "bad_steps": session.bad_steps,
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "train": session.train.model_dump(mode="json"),
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_list(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = {str(path.relative_to(folder)): _fingerprint(path) for path in files}
+    (folder / STATE / "files.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_merged(session: TrainingSession, folder: Path) -> None:
+    """Writes base plus adapter as a model of its own; the session goes on with the adapter apart."""
+    policy = session.policy
+    assert policy.adapter is not None
+    write_model(policy.model, lora.merged_state(policy.model), policy.precision.stored, folder)
+    session.tokenizer.save_pretrained(folder)
+
+
+def _forget(folder: Path, limit: int, step: int) -> None:
+    """Deletes what is older than the newest `limit` up to `step`, and what an abandoned run left of later steps."""
+    found = checkpoints(folder)
+    kept = [path for number, path in found if number <= step][:limit]
+    for _, path in found:
+        if path not in kept:
+            remove_folder(path)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads((path / STATE / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataLossError(f"{path} is not a complete checkpoint", reason="CHECKPOINT_DAMAGED") from error
+    return state
+
+
+def _fingerprint(path: Path) -> list[int | str]:
+    digest = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return [path.stat().st_size, digest.hexdigest()]
+
+
+_MAY_CHANGE = frozenset({"output_dir", "checkpoint_dir", "resume_from_checkpoint", "run_name", "save_steps"})
+"""Keys whose change alters nothing of what is computed."""
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    keys = sorted((set(before) | set(now)) - _MAY_CHANGE)
+    return [(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]

@@ -1,0 +1,188 @@
+"""What each kind of dataset makes of a row: text, and what of it is learned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from surogate.config.data import AutoDataset, ConversationDataset, Dataset, InstructionDataset, TextDataset
+from surogate.config.train import TrainConfig
+from surogate.errors import InvalidInputError
+from trainer_svc.worker.data.chat import ChatRenderer, Message, PlainRenderer, Rendered
+from trainer_svc.worker.data.rows import Row, Rows
+from trainer_svc.worker.modeling import config_error
+
+KnownDataset = TextDataset | InstructionDataset | ConversationDataset
+"""A dataset of a definite kind."""
+
+RenderRow = Callable[[Row], Rendered]
+"""What one row becomes. Raises InvalidInputError for a row that is not what its dataset should hold."""
+
+INSTRUCTION_COLUMNS = (
+    ("instruction", "output"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("prompt", "response"),
+)
+"""Columns by which `auto` knows instruction data."""
+
+MESSAGE_COLUMNS = ("messages", "conversation", "conversations")
+"""Columns by which `auto` knows conversations."""
+
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+"""Other names of the roles that chat templates know."""
+
+
+class Renderer(Protocol):
+    """Renders a conversation."""
+
+    def render(self, messages: list[Message], tools: list[Any] | None = None) -> Rendered:
+        """Text of the conversation, and what of it is learned."""
+        ...
+
+
+def row_renderer(
+    dataset: KnownDataset, rows: Rows, train: TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> RenderRow:
+    """Makes the function that renders the rows of `dataset`. Raises ConfigError naming a column that is missing."""
+    if isinstance(dataset, TextDataset):
+        rows.require("text_field", dataset.text_field)
+        return _text_rows(dataset)
+    if isinstance(dataset, InstructionDataset):
+        for field in ("instruction_field", "output_field", "input_field", "system_prompt_field"):
+            rows.require(field, getattr(dataset, field))
+        return _instruction_rows(dataset, train, tokenizer)
+    for field in ("messages_field", "system_field", "tools_field"):
+        rows.require(field, getattr(dataset, field))
+    return _conversation_rows(dataset, train, _renderer(train, tokenizer))
+
+
+def known_kind(dataset: Dataset, rows: Rows) -> KnownDataset:
+    """The dataset with its kind told from its columns, where it is `auto`. Raises ConfigError if they do not tell."""
+    if not isinstance(dataset, AutoDataset):
+        return dataset
+    common = dataset.model_dump(exclude={"type"})
+    for column in MESSAGE_COLUMNS:
+        if column in rows.columns:
+            return ConversationDataset(type="conversation", messages_field=column, **common)
+    for instruction, output in INSTRUCTION_COLUMNS:
+        if {instruction, output} <= set(rows.columns):
+            further = "input" if "input" in rows.columns else None
+            return InstructionDataset(
+                type="instruction", instruction_field=instruction, output_field=output, input_field=further, **common
+            )
+    if "text" in rows.columns:
+        return TextDataset(type="text", **common)
+    raise rows.error("type", f"auto cannot tell the kind from the columns {', '.join(rows.columns)}; name the kind")
+
+
+def _renderer(train: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+    if not train.use_chat_template:
+        return PlainRenderer(tokenizer, loss_scale=train.loss_scale, response_prefix=train.response_prefix)
+    if tokenizer.chat_template is None:
+        raise config_error(
+            "template", "is `auto`, and the tokenizer has no chat template; give one, or set use_chat_template: false"
+        )
+    return ChatRenderer(tokenizer, loss_scale=train.loss_scale, response_prefix=train.response_prefix)
+
+
+def _text_rows(dataset: TextDataset) -> RenderRow:
+    def render(row: Row) -> Rendered:
+        return Rendered(_string(row, dataset.text_field), None, special_tokens=True)
+
+    return render
+
+
+def _instruction_rows(dataset: InstructionDataset, train: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> RenderRow:
+    renderer = None if dataset.prompt_format is not None else _renderer(train, tokenizer)
+
+    def render(row: Row) -> Rendered:
+        instruction, output = _string(row, dataset.instruction_field), _string(row, dataset.output_field)
+        further = str(row.get(dataset.input_field) or "") if dataset.input_field else ""
+        system = _system_prompt(dataset, row, train)
+        if renderer is None:
+            return _formatted(dataset, train, tokenizer, system, instruction, further, output)
+        messages: list[Message] = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": f"{instruction}\n{further}" if further else instruction})
+        messages.append({"role": "assistant", "content": output})
+        return renderer.render(messages)
+
+    return render
+
+
+def _system_prompt(dataset: InstructionDataset, row: Row, train: TrainConfig) -> str:
+    if dataset.system_prompt_type == "field":
+        return str(row.get(dataset.system_prompt_field or "") or "")
+    if dataset.system_prompt_type == "fixed":
+        return dataset.system_prompt or ""
+    return train.system or ""
+
+
+def _formatted(
+    dataset: InstructionDataset,
+    train: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    system: str,
+    instruction: str,
+    further: str,
+    output: str,
+) -> Rendered:
+    """`prompt_format` filled in. What is learned begins at `{output}`, or at the end of a format that has none."""
+    chosen = dataset.prompt_format if further else (dataset.prompt_format_no_input or dataset.prompt_format)
+    before, found, after = (chosen or "").partition("{output}")
+    values = {"system": system, "instruction": instruction, "input": further}
+    prompt = before.format(**values) + (train.response_prefix or "")
+    ending = after.format(**values, output=output) if found else ""
+    text = prompt + output + ending + (tokenizer.eos_token or "")
+    learned = None if train.loss_scale == "all" else ((len(prompt), len(text)),)
+    return Rendered(text, learned, special_tokens=True)
+
+
+def _conversation_rows(dataset: ConversationDataset, train: TrainConfig, renderer: Renderer) -> RenderRow:
+    names = dataset.message_property_mappings
+
+    def render(row: Row) -> Rendered:
+        raw = row[dataset.messages_field]
+        if not isinstance(raw, list) or not raw or not all(isinstance(message, Mapping) for message in raw):
+            raise InvalidInputError(f"`{dataset.messages_field}` is not a list of messages")
+        messages = [_message(message, names) for message in raw]
+        system = (row.get(dataset.system_field) if dataset.system_field else None) or train.system
+        if system and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": str(system)})
+        return renderer.render(messages, _tools(row, dataset))
+
+    return render
+
+
+def _message(message: Mapping[str, Any], names: Mapping[str, str]) -> Message:
+    """A message by the property names that templates use; properties that are null are left out."""
+    for needed in ("role", "content"):
+        if names[needed] not in message:
+            there = ", ".join(map(str, message))
+            raise InvalidInputError(
+                f"a message has no `{names[needed]}` (it has {there}); set message_property_mappings.{needed}"
+            )
+    found = {name: message[given] for name, given in names.items() if message.get(given) is not None}
+    others = {name: value for name, value in message.items() if name not in names.values() and value is not None}
+    role = str(found.get("role"))
+    return {**others, **found, "role": ROLES.get(role, role), "content": found.get("content", "")}
+
+
+def _tools(row: Row, dataset: ConversationDataset) -> list[Any] | None:
+    tools = row.get(dataset.tools_field) if dataset.tools_field else None
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise InvalidInputError(f"`{dataset.tools_field}` is not valid JSON: {error}") from error
+    return list(tools) if tools else None
+
+
+def _string(row: Row, column: str) -> str:
+    value = row[column]
+    if not isinstance(value, str):
+        raise InvalidInputError(f"column `{column}` holds {type(value).__name__}, not text")
+    return value

@@ -1,0 +1,145 @@
+"""The worker's engine: carries out what the front asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from google.protobuf.json_format import MessageToDict
+from pydantic import ValidationError
+
+from surogate.config.problems import violations_of
+from surogate.config.train import TrainConfig
+from surogate.errors import ConfigError, FailedPreconditionError, OutOfRangeError, Violation
+from surogate.internal.v1 import worker_pb2 as worker
+from surogate.v1 import common_pb2
+from surogate.v1 import trainer_pb2 as trainer
+from trainer_svc.worker import checkpoint as checkpointing
+from trainer_svc.worker import determinism, grpo
+from trainer_svc.worker.data.prepare import prepare
+from trainer_svc.worker.export import export_weights
+from trainer_svc.worker.files import remove_leftovers
+from trainer_svc.worker.score import score
+from trainer_svc.worker.session import Kind, TrainingSession, load_session
+from trainer_svc.worker.supervised import SupervisedRun
+from trainer_svc.worker_protocol import Reporter
+
+
+class Engine:
+    """Implements `trainer_svc.worker_protocol.Handler`."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._opened: TrainingSession | None = None
+        self._run: SupervisedRun | None = None
+        self._saved_step = -1
+
+    @property
+    def session(self) -> TrainingSession:
+        """The session. Raises FailedPreconditionError before `open`."""
+        if self._opened is None:
+            raise FailedPreconditionError("no session is open")
+        return self._opened
+
+    def open(self, session: trainer.CreateSessionRequest) -> worker.OpenReply:
+        """Loads everything, from a checkpoint if there is one to resume from."""
+        kind, train = read_config(session)
+        determinism.set_up(train.train_seed)
+        output_dir = Path(session.output_dir or train.output_dir).expanduser()
+        folder = Path(train.checkpoint_dir).expanduser() if train.checkpoint_dir else output_dir
+        for path in {folder, output_dir}:
+            remove_leftovers(path)
+        source = self._resume_from(session, train, folder)
+        opened = load_session(kind, train, output_dir, source)
+        total_steps = max(train.max_steps, 0)
+        if kind != "grpo":
+            data = prepare(train, opened.tokenizer, opened.policy.vocab_size, self._reporter.warning)
+            self._run = SupervisedRun(opened, data, self._reporter)
+            total_steps = self._run.total_steps
+        elif train.lora and train.lora_dropout > 0 and "lora_dropout" in train.model_fields_set:
+            self._reporter.warning("train.lora_dropout is 0 in GRPO, so that the policy is the one that was sampled")
+        opened.start_optimizer(total_steps)
+        if source is not None:
+            checkpointing.restore(opened, source, self._reporter.warning)
+            self._saved_step = opened.step
+        self._opened = opened
+        parameters = {id(weight): weight for weight in opened.policy.model.parameters()}.values()
+        return worker.OpenReply(
+            step=opened.step,
+            max_steps=total_steps,
+            checkpoint=str(source or ""),
+            checkpoint_step=opened.step if source else 0,
+            num_trainable_parameters=sum(w.numel() for w in parameters if w.requires_grad),
+            num_parameters=sum(w.numel() for w in parameters),
+            vocab_size=opened.policy.vocab_size,
+            max_sequence_length=train.sequence_len,
+        )
+
+    def run(self) -> worker.RunReply:
+        """Trains to the end (PT, SFT)."""
+        if self._run is None:
+            raise FailedPreconditionError("a GRPO session takes steps; it does not run by itself")
+        return worker.RunReply(stopped=self._run.run())
+
+    def train_step(self, step: int, samples: Sequence[trainer.TrainingSample]) -> Mapping[str, float]:
+        """Trains one GRPO step."""
+        session = self.session
+        if step != session.step + 1:
+            raise OutOfRangeError(f"step {step} follows step {session.step}", reason="STEP_OUT_OF_ORDER")
+        return grpo.train_step(session, samples, self._reporter)
+
+    def export_weights(self, version: int, directory: str) -> worker.ExportWeightsReply:
+        """Writes the weights for inference."""
+        return export_weights(self.session.policy, version, Path(directory))
+
+    def checkpoint(self, final: bool) -> trainer.TrainerCheckpoint:
+        """Writes a checkpoint, unless there is one of this very step, and the final model if asked for."""
+        session = self.session
+        path = session.checkpoint_dir / f"checkpoint-{session.step}"
+        if self._saved_step != session.step or not path.is_dir():
+            path = checkpointing.write_checkpoint(session)
+            self._saved_step = session.step
+        if final:
+            path = checkpointing.write_final(session)
+        return trainer.TrainerCheckpoint(step=session.step, path=str(path), final=final)
+
+    def compute_logprobs(self, request: trainer.ComputeLogprobsRequest) -> trainer.ComputeLogprobsResponse:
+        """Logprobs of given tokens."""
+        temperature = request.temperature if request.HasField("temperature") else 1.0
+        session = self.session
+        found = score(session.policy, [s.ids for s in request.sequences], temperature, session.train.sequence_len)
+        return trainer.ComputeLogprobsResponse(
+            sequences=[common_pb2.TokenLogprobs(logprobs=logprobs) for logprobs in found]
+        )
+
+    def stop(self, save: bool) -> None:
+        """Writes a checkpoint if asked to and there is none of this step."""
+        session = self._opened
+        if not save or session is None or session.step == 0:
+            return
+        if any(step == session.step for step, _ in checkpointing.checkpoints(session.checkpoint_dir)):
+            return
+        self._reporter.checkpoint(session.step, str(checkpointing.write_checkpoint(session)))
+
+    def _resume_from(self, request: trainer.CreateSessionRequest, train: TrainConfig, folder: Path) -> Path | None:
+        """The checkpoint to go on from; None to start anew. Raises NotFoundError or DataLossError for a named one."""
+        if request.resume_from:
+            path = Path(request.resume_from).expanduser()
+            checkpointing.verify(path)
+            return path
+        if request.fresh or not train.resume_from_checkpoint:
+            return None
+        return checkpointing.newest_good(folder, self._reporter.warning)
+
+
+def read_config(session: trainer.CreateSessionRequest) -> tuple[Kind, TrainConfig]:
+    """The kind and the training configuration of a session. Raises ConfigError naming the keys that are wrong."""
+    data: dict[str, Any] = MessageToDict(session.config)
+    kind = data.get("kind")
+    if kind not in get_args(Kind):
+        raise ConfigError.of([Violation("kind", f"must be one of {', '.join(get_args(Kind))}, got {kind!r}")])
+    try:
+        return cast(Kind, kind), TrainConfig.model_validate(data.get("train", {}))
+    except ValidationError as error:
+        raise ConfigError.of(violations_of(error, "train")) from error

@@ -1,0 +1,57 @@
+"""The weights as inference takes them: an image in memory, and its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from surogate.internal.v1 import worker_pb2 as worker
+from surogate.v1 import common_pb2, weights_pb2
+from surogate.weights.manifest import write_image
+from trainer_svc.worker import lora
+from trainer_svc.worker.policy import Policy
+
+_DTYPES = {
+    torch.float32: common_pb2.DTYPE_F32,
+    torch.float16: common_pb2.DTYPE_F16,
+    torch.bfloat16: common_pb2.DTYPE_BF16,
+    torch.int64: common_pb2.DTYPE_I64,
+    torch.int32: common_pb2.DTYPE_I32,
+    torch.uint8: common_pb2.DTYPE_U8,
+    torch.bool: common_pb2.DTYPE_BOOL,
+}
+
+
+def export_weights(policy: Policy, version: int, directory: Path) -> worker.ExportWeightsReply:
+    """Writes the adapter's weights, or all of them, in the model's stored format into `directory`."""
+    if policy.adapter is not None:
+        kind, state = weights_pb2.WEIGHT_KIND_LORA, lora.tensors(policy.adapter, policy.precision.stored)
+        config = lora.config_json(policy.adapter)
+    else:
+        kind, state, config = weights_pb2.WEIGHT_KIND_FULL, full_state(policy.model, policy.precision.stored), ""
+    path = directory / f"weights-{version}.safetensors"
+    tensors = [(name, _DTYPES[value.dtype], tuple(value.shape), _bytes(value)) for name, value in state.items()]
+    manifest = write_image(path, tensors, version=version, kind=kind, adapter_config_json=config)
+    return worker.ExportWeightsReply(path=str(path), manifest=manifest)
+
+
+def full_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """All weights by the names of the model's checkpoint, floats in `dtype`; tied ones once, under their first name."""
+    seen: set[tuple[int, torch.Size]] = set()
+    state = {}
+    for name, value in model.state_dict().items():
+        place = (value.data_ptr(), value.shape)
+        if place not in seen:
+            seen.add(place)
+            state[name] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
+    return dict(revert_weight_conversion(model, state))
+
+
+def _bytes(value: torch.Tensor) -> memoryview:
+    """The tensor's bytes; no copy if it is on the CPU and contiguous."""
+    flat: Any = value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)

@@ -1,0 +1,50 @@
+"""What happens to a step whose loss or gradient is not finite, and what a step says about itself."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+
+from surogate.errors import InternalError
+from surogate.telemetry import metrics as names
+from trainer_svc.worker.optimizer import StepOutcome
+from trainer_svc.worker.session import TrainingSession
+
+MAX_BAD_STEPS = 3
+"""So many steps in a row without a finite gradient fail the session."""
+
+SKIPPED = "update/skipped"
+"""1 in a step whose update was thrown away because its gradient was not finite."""
+
+MEMORY = "memory/peak_bytes"
+"""Largest resident size of the training process so far."""
+
+
+def finish_step(session: TrainingSession, loss: float, warn: Callable[[str], None]) -> dict[str, float]:
+    """Makes the optimiser step from the gradients that are there, counts it, and returns its metrics.
+
+    A step whose gradient is not finite counts but changes nothing. Raises InternalError after MAX_BAD_STEPS in a row.
+    """
+    outcome = session.optimizer.step(session.step)
+    session.step += 1
+    session.bad_steps = 0 if outcome.applied else session.bad_steps + 1
+    if not outcome.applied:
+        _complain(session, loss, outcome, warn)
+    return {
+        names.LOSS: loss,
+        names.GRAD_NORM: outcome.grad_norm,
+        names.LEARNING_RATE: outcome.learning_rate,
+        SKIPPED: 0.0 if outcome.applied else 1.0,
+        MEMORY: float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+    }
+
+
+def _complain(session: TrainingSession, loss: float, outcome: StepOutcome, warn: Callable[[str], None]) -> None:
+    said = f"step {session.step} has the loss {loss} and a gradient of norm {outcome.grad_norm}"
+    if session.bad_steps >= MAX_BAD_STEPS:
+        raise InternalError(
+            f"{said}: that is {session.bad_steps} steps in a row that are not finite; lower train.learning_rate, or "
+            "look at the data. The last checkpoint is good",
+            reason="NOT_FINITE",
+        )
+    warn(f"{said}: its update was skipped")

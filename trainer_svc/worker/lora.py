@@ -1,0 +1,138 @@
+"""LoRA adapters by PEFT: attached to a model, read, and named as PEFT and vLLM expect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from surogate.config.train import TrainConfig
+from trainer_svc.worker.modeling import config_error, is_local
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def merge_adapter(model: PreTrainedModel, path: str, key: str = "adapter_path") -> PreTrainedModel:
+    """Adds an adapter's product to the base weights and drops it. Raises ConfigError for one that does not fit."""
+    folder = adapter_folder(path, key)
+    try:
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise config_error(key, f"the adapter {folder} does not fit the model: {_first_line(error)}") from error
+
+
+def attach(model: PreTrainedModel, train: TrainConfig, *, dropout: float) -> PeftModel:
+    """Wraps every layer that `lora_target_modules` names with a fresh adapter: B = 0, A random by `train_seed`.
+
+    Base weights are frozen. Raises ConfigError when a name matches no layer.
+    """
+    targets = list(train.lora_target_modules)
+    torch.manual_seed(train.train_seed)
+    config = LoraConfig(
+        r=train.lora_rank,
+        lora_alpha=train.lora_alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear" if "all" in targets else targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapter = get_peft_model(model, config)
+    except ValueError as error:
+        raise config_error("lora_target_modules", _first_line(error)) from error
+    adapter.peft_config["default"].base_model_name_or_path = base_name(train)
+    _set_dtype(adapter, train.lora_dtype)
+    return adapter
+
+
+def load_weights(adapter: PeftModel, folder: Path, key: str = "adapter_path") -> None:
+    """Fills the adapter with the weights in `folder`. Raises ConfigError if its rank, alpha or layers are others."""
+    given = PeftConfig.from_pretrained(str(folder))
+    own = adapter.peft_config["default"]
+    for name, yaml_key in (("r", "lora_rank"), ("lora_alpha", "lora_alpha")):
+        if getattr(given, name) != getattr(own, name):
+            raise config_error(
+                yaml_key,
+                f"is {getattr(own, name)}, and the adapter {folder} has {getattr(given, name)}; make them equal",
+            )
+    state = load_file(folder / WEIGHTS_FILE)
+    expected = set(get_peft_model_state_dict(adapter))
+    if set(state) != expected:
+        odd = sorted(set(state) ^ expected)
+        raise config_error(key, f"the adapter {folder} is for other layers; they differ in {', '.join(odd[:4])}")
+    set_peft_model_state_dict(adapter, state)
+
+
+def tensors(adapter: PeftModel, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The adapter's weights by PEFT's names, as they are in `adapter_model.safetensors`, in `dtype` if given."""
+    state: Mapping[str, torch.Tensor] = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    return {name: weight.detach().to(dtype or weight.dtype).contiguous() for name, weight in state.items()}
+
+
+def base_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights under the adapter's layers, by their names in the bare model."""
+    return {_bare(name): value for name, value in model.state_dict().items() if not _is_adapters(name)}
+
+
+def merged_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The same with the adapter's products added, in float32 where they are; the model itself is left as it is."""
+    state = base_state(model)
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            weight = module.get_base_layer().weight
+            delta = module.get_delta_weight("default")
+            state[f"{name}.weight"] = (weight.detach().float() + delta.detach().float()).contiguous()
+    return state
+
+
+def _bare(name: str) -> str:
+    return name.replace(".base_layer.", ".")
+
+
+def _is_adapters(name: str) -> bool:
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
+def config_json(adapter: PeftModel) -> str:
+    """PEFT's adapter_config.json for inference."""
+    config = adapter.peft_config["default"].to_dict()
+    config["inference_mode"] = True
+    return json.dumps(config, indent=2, sort_keys=True, default=_plain)
+
+
+def adapter_folder(path: str, key: str) -> Path:
+    """The folder of an adapter that must be there. Raises ConfigError naming `key`."""
+    folder = Path(path).expanduser()
+    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        raise config_error(key, f"{folder} is not a PEFT adapter's folder: it needs {CONFIG_FILE} and {WEIGHTS_FILE}")
+    return folder
+
+
+def base_name(train: TrainConfig) -> str:
+    """How the adapter's files name the base: an absolute path, or the name on the hub."""
+    return str(Path(train.model).expanduser().resolve()) if is_local(train.model) else train.model
+
+
+def _set_dtype(adapter: PeftModel, lora_dtype: str) -> None:
+    dtype = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
+    for weight in adapter.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.to(dtype[lora_dtype])
+
+
+def _plain(value: object) -> object:
+    """Sets and enumerations, as PEFT itself writes them."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return getattr(value, "value", str(value))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error.args[0] if error.args else error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

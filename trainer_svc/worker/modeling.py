@@ -1,0 +1,144 @@
+"""Loads the model that a session trains, or makes a fresh one from a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from surogate.config.train import TrainConfig
+from surogate.errors import ConfigError, Violation
+from trainer_svc.worker.attention import use_packed_attention
+from trainer_svc.worker.precision import Precision
+
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+
+
+def config_error(key: str, description: str) -> ConfigError:
+    """An error that names one key of train.yaml."""
+    return ConfigError.of([Violation(f"train.{key}", description)])
+
+
+def is_local(name: str) -> bool:
+    """Whether a model or dataset name means a path on this machine rather than a name on the Hugging Face hub."""
+    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def load_model_config(train: TrainConfig) -> PretrainedConfig:
+    """Reads the model's configuration, with `rope_scaling` and `max_model_len` applied. Raises ConfigError."""
+    name = train.model
+    if is_local(name):
+        _check_folder(Path(name).expanduser(), need_weights=not train.from_scratch)
+    try:
+        config = AutoConfig.from_pretrained(str(Path(name).expanduser()) if is_local(name) else name)
+    except (OSError, ValueError, KeyError) as error:
+        raise config_error("model", _unreadable(name, error)) from error
+    if train.model_type not in ("auto", config.model_type):
+        raise config_error("model_type", f"is {train.model_type}, and {name} is a {config.model_type}; set it to auto")
+    _apply_context(config, train)
+    return config
+
+
+def load_model(train: TrainConfig, *, source: str | Path | None = None) -> tuple[PreTrainedModel, Precision]:
+    """Loads the base model on the device it trains on, with attention kept inside documents.
+
+    `source` is a folder whose weights replace those of `train.model` (a checkpoint). Weights have the format of frozen
+    ones (see Precision); those to be trained are widened later. Raises ConfigError naming the key that is wrong.
+    """
+    config = load_model_config(train)
+    precision = Precision.of(train.torch_dtype, getattr(config, "dtype", None))
+    path = str(source or (Path(train.model).expanduser() if is_local(train.model) else train.model))
+    dtype = precision.frozen if train.lora else torch.float32
+    try:
+        if train.from_scratch and source is None:
+            torch.manual_seed(train.train_seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype)
+        else:
+            model = _read_weights(path, config, dtype)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise config_error("model", _unreadable(path, error)) from error
+    use_packed_attention(model)
+    return model.to(device()), precision
+
+
+def device() -> torch.device:
+    """Where the model trains: the CUDA device of this process if there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def vocab_size(model: PreTrainedModel) -> int:
+    """Rows of the embedding: token ids are below it."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _read_weights(path: str, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Reads all weights; one that the files lack is an error, not a random one."""
+    model, report = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise config_error("model", f"{path} lacks weights that its config.json calls for: {', '.join(missing[:5])}")
+    return model
+
+
+def _check_folder(path: Path, *, need_weights: bool) -> None:
+    if not path.is_dir():
+        raise config_error(
+            "model", f"there is no folder {path}; give a model's folder or its name on the Hugging Face hub"
+        )
+    if not (path / "config.json").is_file():
+        hint = "; it is an adapter: set adapter_path to it and model to its base" if _is_adapter(path) else ""
+        raise config_error("model", f"{path} has no config.json, so it is not a model's folder{hint}")
+    if need_weights and not any(next(path.glob(pattern), None) for pattern in WEIGHT_FILES):
+        raise config_error(
+            "model",
+            f"{path} has no weights ({' or '.join(WEIGHT_FILES)}); set from_scratch: true to start from random ones",
+        )
+
+
+def _is_adapter(path: Path) -> bool:
+    return (path / "adapter_config.json").is_file()
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    where = "the folder" if is_local(name) else "the Hugging Face hub (is it spelt right, and is the hub reachable?)"
+    return f"could not load {name} from {where}: {first}"
+
+
+def _apply_context(config: PretrainedConfig, train: TrainConfig) -> None:
+    """Sets RoPE scaling and the context length. Raises ConfigError if sequences would not fit into the context."""
+    native = getattr(config, "max_position_embeddings", None)
+    if train.rope_scaling is not None:
+        config.rope_parameters = _rope(config, train, native)
+    if train.max_model_len is not None:
+        config.max_position_embeddings = train.max_model_len
+    limit = train.max_model_len or native
+    if limit is not None and train.rope_scaling is None and train.sequence_len > limit:
+        raise config_error(
+            "sequence_len",
+            f"{train.sequence_len} exceeds the model's context of {limit} tokens; lower it or set max_model_len and "
+            "rope_scaling",
+        )
+
+
+def _rope(config: PretrainedConfig, train: TrainConfig, native: int | None) -> dict[str, Any]:
+    """`rope_scaling` as transformers' rope_parameters: a name stretches to `max_model_len` (else `sequence_len`)."""
+    current = dict(getattr(config, "rope_parameters", None) or {})
+    value = train.rope_scaling
+    if isinstance(value, dict):
+        given = {("rope_type" if key == "type" else key): item for key, item in value.items()}
+        return {**current, **given}
+    if native is None:
+        raise config_error(
+            "rope_scaling", "the model names no context length; give a JSON object with rope_type and factor"
+        )
+    longest = train.max_model_len or max(train.sequence_len, native)
+    rope = {**current, "rope_type": value, "factor": longest / native}
+    if value in ("yarn", "dynamic", "longrope", "llama3"):
+        rope["original_max_position_embeddings"] = native
+    return rope

@@ -1,0 +1,136 @@
+"""What a session holds in memory: configuration, policy, optimiser, and how many steps were done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from surogate.config.grpo import ClipLoss
+from surogate.config.train import TrainConfig
+from trainer_svc.worker import lora
+from trainer_svc.worker.modeling import load_model
+from trainer_svc.worker.optimizer import Optimizer
+from trainer_svc.worker.policy import Policy
+from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.schedule import Schedule
+from trainer_svc.worker.tokenizer import load_tokenizer
+
+Kind = Literal["pt", "sft", "grpo"]
+
+MERGED_BASE = "base"
+"""Folder in output_dir of the base into which `adapter_path` was merged: what the new adapter belongs to."""
+
+
+@dataclass
+class TrainingSession:
+    """The state of a session. `step`: optimiser steps done; `bad_steps`: how many of the last ones were skipped."""
+
+    kind: Kind
+    train: TrainConfig
+    output_dir: Path
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+    reference: Policy | None
+    step: int = 0
+    bad_steps: int = 0
+    _optimizer: Optimizer | None = None
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimiser."""
+        assert self._optimizer is not None, "start_optimizer comes first"
+        return self._optimizer
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Folder that checkpoints are written into."""
+        return Path(self.train.checkpoint_dir).expanduser() if self.train.checkpoint_dir else self.output_dir
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the policy before training."""
+        return self.kind == "grpo" and _needs_reference(self.train)
+
+    def start_optimizer(self, total_steps: int) -> None:
+        """Makes the optimiser for a run of `total_steps` (0: not known)."""
+        train = self.train
+        schedule = Schedule.of(
+            train.lr_scheduler_type,
+            total_steps,
+            warmup_steps=train.warmup_steps,
+            warmup_ratio=train.warmup_ratio,
+            cooldown_steps=train.cooldown_steps,
+            final_fraction=train.final_lr_fraction,
+        )
+        self._optimizer = Optimizer(self.policy.trainable(), train, schedule)
+
+
+def load_session(kind: Kind, train: TrainConfig, output_dir: Path, weights: Path | None) -> TrainingSession:
+    """Loads model, adapter and tokenizer; `weights` is the checkpoint folder to take them from, if there is one.
+
+    Raises ConfigError naming the key that is wrong.
+    """
+    tokenizer = load_tokenizer(train)
+    if train.lora:
+        policy = _load_adapter(kind, train, output_dir, tokenizer, weights)
+    else:
+        model, precision = load_model(train, source=weights)
+        _freeze(model, train)
+        policy = Policy(model, precision, None)
+    policy.train(True)
+    reference = _load_reference(train) if kind == "grpo" and _needs_reference(train) and not train.lora else None
+    return TrainingSession(kind, train, output_dir, policy, tokenizer, reference)
+
+
+def _load_adapter(
+    kind: Kind, train: TrainConfig, output_dir: Path, tokenizer: PreTrainedTokenizerBase, weights: Path | None
+) -> Policy:
+    model, precision = load_model(train)
+    merging = train.adapter_path is not None and train.adapter_init_mode == "merge"
+    if merging:
+        model = lora.merge_adapter(model, str(train.adapter_path))
+    adapter = lora.attach(model, train, dropout=0.0 if kind == "grpo" else train.lora_dropout)
+    if merging:
+        adapter.peft_config["default"].base_model_name_or_path = str((output_dir / MERGED_BASE).resolve())
+        if weights is None:
+            save_base(model, precision, tokenizer, output_dir / MERGED_BASE)
+    if weights is not None:
+        lora.load_weights(adapter, weights)
+    elif train.adapter_path is not None and not merging:
+        lora.load_weights(adapter, lora.adapter_folder(train.adapter_path, "adapter_path"))
+    return Policy(model, precision, adapter)
+
+
+def save_base(model: PreTrainedModel, precision: Precision, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the weights under the adapter's layers as a model of their own."""
+    from trainer_svc.worker.files import write_model
+
+    write_model(model, lora.base_state(model), precision.stored, folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _freeze(model: PreTrainedModel, train: TrainConfig) -> None:
+    """Takes embeddings and output head out of training where the configuration says so; a shared one with either."""
+    head = model.get_output_embeddings()
+    if not train.train_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+    if not train.train_lm_head and head is not None:
+        head.requires_grad_(False)
+
+
+def _needs_reference(train: TrainConfig) -> bool:
+    return isinstance(train.loss.root, ClipLoss) and train.loss.root.beta > 0
+
+
+def _load_reference(train: TrainConfig) -> Policy:
+    """The model as it was before training, for full fine-tuning: a second copy."""
+    model, precision = load_model(train)
+    model.requires_grad_(False)
+    model.to(torch.float32 if precision.autocast is None else precision.autocast)
+    policy = Policy(model, precision, None)
+    policy.train(False)
+    return policy

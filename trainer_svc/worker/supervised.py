@@ -1,0 +1,121 @@
+"""PT and SFT: next-token loss over the data, step by step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+
+from surogate.errors import DataLossError
+from surogate.telemetry import metrics as names
+from trainer_svc.worker.batch import collate
+from trainer_svc.worker.checkpoint import checkpoints, write_checkpoint, write_final
+from trainer_svc.worker.data.prepare import SessionData
+from trainer_svc.worker.data.store import EncodedData
+from trainer_svc.worker.health import finish_step
+from trainer_svc.worker.packing import pack
+from trainer_svc.worker.plan import StepPlan, join_rows
+from trainer_svc.worker.session import TrainingSession
+from trainer_svc.worker_protocol import Reporter
+
+EVAL_LOSS = "eval/loss"
+EVAL_PERPLEXITY = "eval/perplexity"
+EPOCH = "epoch"
+PACKING_EFFICIENCY = "packing/efficiency"
+
+
+class SupervisedRun:
+    """A run over `data`. `total_steps` is its length in optimiser steps."""
+
+    def __init__(self, session: TrainingSession, data: SessionData, reporter: Reporter) -> None:
+        train = session.train
+        self._session = session
+        self._data = data
+        self._reporter = reporter
+        self._plan = StepPlan(
+            data.training,
+            capacity=train.sequence_len,
+            packing=train.sample_packing,
+            rows=train.per_device_train_batch_size,
+            micro_batches=train.gradient_accumulation_steps,
+            seed=train.train_seed,
+        )
+        epochs = train.num_epochs * self._plan.steps_per_epoch
+        self.total_steps: int = train.max_steps if train.max_steps > 0 else epochs
+
+    def run(self) -> bool:
+        """Trains to the end and writes the final model; returns whether it was stopped on the way instead."""
+        session, train = self._session, self._session.train
+        while session.step < self.total_steps:
+            if self._reporter.stop_requested:
+                return True
+            metrics = self.train_step()
+            last = session.step == self.total_steps
+            self._reporter.step(session.step, metrics if last or session.step % train.logging_steps == 0 else {})
+            if self._data.held_out is not None and (last or session.step % train.eval_steps == 0):
+                self._reporter.evaluation(session.step, self.evaluate(self._data.held_out))
+            if train.save_steps and session.step % train.save_steps == 0 and not last:
+                self._save()
+        self._finish()
+        return False
+
+    def train_step(self) -> dict[str, float]:
+        """One optimiser step: the mean loss over all learned tokens of its micro-batches, however they are cut."""
+        start = time.perf_counter()
+        session, data, train = self._session, self._data.training, self._session.train
+        batches = [[data[i] for i in batch] for batch in self._plan.micro_batches(session.step)]
+        learned = sum(len(document.trained) for batch in batches for document in batch)
+        session.policy.train(True)
+        total = torch.zeros((), dtype=torch.float64)
+        for documents in batches:
+            logprobs, _ = session.policy.logprobs(collate(documents, pad_to_multiple_of=train.pad_to_multiple_of))
+            loss = -logprobs.sum() / learned
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach().double().cpu()
+        found = finish_step(session, float(total), self._reporter.warning)
+        seconds = time.perf_counter() - start
+        tokens = sum(len(document) for batch in batches for document in batch)
+        return {
+            **found,
+            names.TOKENS_PER_SECOND: tokens / seconds,
+            names.TIME_TRAIN: seconds,
+            EPOCH: self._plan.epoch(session.step),
+            PACKING_EFFICIENCY: self._plan.efficiency,
+        }
+
+    @torch.no_grad()
+    def evaluate(self, data: EncodedData) -> dict[str, float]:
+        """Mean loss over all learned tokens of `data`, without dropout."""
+        policy, train = self._session.policy, self._session.train
+        policy.train(False)
+        total, learned = 0.0, 0
+        for batch in eval_batches(data, train.sequence_len, train.per_device_train_batch_size):
+            logprobs, _ = policy.logprobs(collate([data[i] for i in batch]))
+            total -= float(logprobs.double().sum())
+            learned += len(logprobs)
+        policy.train(True)
+        loss = total / max(learned, 1)
+        return {EVAL_LOSS: loss, EVAL_PERPLEXITY: math.exp(min(loss, 700.0))}
+
+    def _save(self) -> None:
+        """A checkpoint on the way; that it cannot be written is a warning, for the ones before it are good."""
+        try:
+            path = write_checkpoint(self._session)
+        except DataLossError as error:
+            self._reporter.warning(str(error))
+            return
+        self._reporter.checkpoint(self._session.step, str(path))
+
+    def _finish(self) -> None:
+        """Writes the last checkpoint, unless a resumed run was at its end already, and the final model."""
+        session = self._session
+        if not any(step == session.step for step, _ in checkpoints(session.checkpoint_dir)):
+            self._reporter.checkpoint(session.step, str(write_checkpoint(session)))
+        self._reporter.checkpoint(session.step, str(write_final(session)), final=True)
+
+
+def eval_batches(data: EncodedData, capacity: int, rows: int) -> Sequence[list[int]]:
+    """Documents of each evaluation batch, packed whatever the configuration says: it changes no loss."""
+    return list(join_rows(pack(data.lengths.tolist(), capacity), rows))

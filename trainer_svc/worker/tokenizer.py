@@ -1,0 +1,37 @@
+"""The tokenizer of a session, with the chat template that the configuration asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from surogate.config.train import TrainConfig
+from trainer_svc.worker.modeling import config_error, is_local
+
+
+def load_tokenizer(train: TrainConfig) -> PreTrainedTokenizerBase:
+    """Loads the model's tokenizer. Raises ConfigError if there is none that tells where its tokens are in the text."""
+    path = str(Path(train.model).expanduser()) if is_local(train.model) else train.model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise config_error("model", f"{path} has no tokenizer that could be loaded: {first}") from error
+    if not tokenizer.is_fast:
+        raise config_error("model", f"{path} has no fast tokenizer (tokenizer.json); convert its tokenizer first")
+    if train.template != "auto":
+        tokenizer.chat_template = _template(train.template)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _template(value: str) -> str:
+    """A Jinja template, or the file that holds one."""
+    if "{" in value:
+        return value
+    path = Path(value).expanduser()
+    if not path.is_file():
+        raise config_error("template", f"is neither `auto`, nor a Jinja template, nor a file ({path} does not exist)")
+    return path.read_text(encoding="utf-8")
