@@ -17,7 +17,7 @@ PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
 
 
 def generate(root: Path = ROOT) -> None:
-    """Writes `*_pb2.py`, `*_pb2_grpc.py` and their type stubs beside each other. Raises SystemExit if protoc refuses."""
+    """Writes `*_pb2.py`, `*_pb2_grpc.py` and their type stubs. Raises SystemExit if protoc refuses."""
     from grpc_tools import protoc
 
     protos = sorted((root / "proto" / "surogate").rglob("*.proto"))

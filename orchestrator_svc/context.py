@@ -25,10 +25,10 @@ from surogate.v1 import job_pb2
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from surogate.config.job import AnyJob
 
     from orchestrator_svc.database import Database
     from orchestrator_svc.launchers.base import WorkerPool
+    from surogate.config.job import AnyJob
 
 
 class JobContext:

@@ -16,7 +16,6 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
-from surogate.config.job import resolve_job
 
 from orchestrator_svc import store
 from orchestrator_svc.bell import Bell
@@ -26,6 +25,7 @@ from orchestrator_svc.messages import ENDED, KINDS, from_struct, to_job
 from orchestrator_svc.paths import check_paths, output_dir_of
 from orchestrator_svc.runner import JobRunner
 from orchestrator_svc.settings import OrchestratorSettings
+from surogate.config.job import resolve_job
 from surogate.errors import InvalidInputError, OutOfRangeError, Violation
 from surogate.v1 import job_pb2, job_pb2_grpc
 

@@ -31,7 +31,7 @@ class SurogateError(Exception):
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing wrong with an input: `field` is its key (`train.learning_rate`), `description` says what and what to do."""
+    """One thing wrong with an input: `field` is its key (`train.learning_rate`), `description` what and what to do."""
 
     field: str
     description: str

@@ -10,9 +10,9 @@ from typing import Any
 import jinja2
 import jinja2.ext
 import jinja2.nodes
-from google.protobuf.json_format import MessageToDict
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from orchestrator_svc.messages import from_struct
 from surogate.errors import ConfigError, Violation
 from surogate.v1 import common_pb2
 
@@ -50,7 +50,7 @@ class ChatTemplate:
 
 def as_messages(prompt: Sequence[common_pb2.ChatMessage]) -> list[dict[str, Any]]:
     """Messages as templates take them: role, content, and the further fields beside them."""
-    return [{"role": m.role, "content": m.content, **MessageToDict(m.extra)} for m in prompt]
+    return [{"role": m.role, "content": m.content, **from_struct(m.extra)} for m in prompt]
 
 
 class _Generation(jinja2.ext.Extension):

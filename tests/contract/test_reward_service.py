@@ -128,7 +128,7 @@ async def test_an_item_that_hangs_costs_only_itself(reward: Any) -> None:
 
 async def test_a_call_given_up_by_its_caller_frees_its_worker(reward: Any) -> None:
     for _ in range(2):  # as many as there are workers
-        with pytest.raises(Exception, match="(?i)deadline"):
+        with pytest.raises(Exception, match=r"(?i)deadline"):
             await reward.ScoreRollouts(group("moody", "hang"), timeout=0.3)
     assert outcomes(await reward.ScoreRollouts(group("moody", "fine"))) == [1.0]
 

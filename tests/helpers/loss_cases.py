@@ -7,8 +7,8 @@ import random
 from typing import Any
 
 import torch
-from surogate.config.grpo import LossConfig
 
+from surogate.config.grpo import LossConfig
 from tests.helpers.loss_reference import Token
 
 CONFIGS: list[dict[str, Any]] = [

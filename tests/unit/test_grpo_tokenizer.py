@@ -128,7 +128,7 @@ def test_templates_come_from_tokenizer_config_too(tmp_path: Path) -> None:
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no tokenizer.json"):
+    with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
         ChatTokenizer.load(str(tmp_path))
     write_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()

@@ -142,7 +142,9 @@ def test_full_weights_too_with_a_reference_of_their_own(
     assert set(kept.found) == set(weights(engine))
 
 
-@pytest.mark.parametrize("train", [{"per_device_train_batch_size": 1}, {"single_sample_bins": True}, {"sequence_len": 500}])
+@pytest.mark.parametrize(
+    "train", [{"per_device_train_batch_size": 1}, {"single_sample_bins": True}, {"sequence_len": 500}]
+)
 def test_the_cut_into_micro_batches_does_not_matter(model: Path, tmp_path: Path, train: dict[str, Any]) -> None:
     reference, _ = grpo_engine(model, tmp_path / "a")
     engine, _ = grpo_engine(model, tmp_path / "b", **train)
