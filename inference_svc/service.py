@@ -8,12 +8,11 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 from uuid import uuid4
 
-from google.protobuf.json_format import MessageToDict
-
 from inference_svc import metrics, sampling
 from inference_svc.admission import Admission
 from inference_svc.engine_api import Engine, Scores
 from surogate.errors import FailedPreconditionError, InvalidInputError, SurogateError, UnavailableError
+from surogate.structs import from_struct
 from surogate.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 NAME = "surogate.v1.InferenceService"
@@ -173,7 +172,7 @@ def _prompt(engine: Engine, request: inference_pb2.StreamGenerateRequest) -> lis
 
 
 def _message(message: common_pb2.ChatMessage) -> dict[str, object]:
-    return {**MessageToDict(message.extra), "role": message.role, "content": message.content}
+    return {**from_struct(message.extra), "role": message.role, "content": message.content}
 
 
 async def _score(

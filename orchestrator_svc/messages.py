@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf import struct_pb2
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from surogate.structs import to_struct
 from surogate.v1 import job_pb2
 
 KINDS: Mapping[str, job_pb2.Job.Kind.ValueType] = {
@@ -54,26 +53,3 @@ def timestamp(seconds: float) -> Timestamp:
     message = Timestamp()
     message.FromNanoseconds(int(seconds * 1e9))
     return message
-
-
-def to_struct(config: Mapping[str, Any]) -> struct_pb2.Struct:
-    """A Struct of a mapping of JSON values."""
-    message = struct_pb2.Struct()
-    message.update(config)
-    return message
-
-
-def from_struct(message: struct_pb2.Struct) -> dict[str, Any]:
-    """The mapping in a Struct. A Struct knows doubles only: whole numbers come back as integers."""
-    return {key: _whole(value) for key, value in MessageToDict(message).items()}
-
-
-def _whole(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _whole(item) for key, item in value.items()}
-        case list():
-            return [_whole(item) for item in value]
-        case float() if value.is_integer():
-            return int(value)
-    return value

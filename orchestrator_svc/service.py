@@ -21,12 +21,13 @@ from orchestrator_svc import store
 from orchestrator_svc.bell import Bell
 from orchestrator_svc.database import Database
 from orchestrator_svc.journal import read_events
-from orchestrator_svc.messages import ENDED, KINDS, from_struct, to_job
+from orchestrator_svc.messages import ENDED, KINDS, to_job
 from orchestrator_svc.paths import check_paths, output_dir_of
 from orchestrator_svc.runner import JobRunner
 from orchestrator_svc.settings import OrchestratorSettings
 from surogate.config.job import resolve_job
 from surogate.errors import InvalidInputError, OutOfRangeError, Violation
+from surogate.structs import from_struct
 from surogate.v1 import job_pb2, job_pb2_grpc
 
 SERVICE = "surogate.v1.JobService"

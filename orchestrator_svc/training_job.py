@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from orchestrator_svc.context import JobContext
 from orchestrator_svc.launchers.base import Worker, WorkerPool
-from orchestrator_svc.messages import to_struct
 from orchestrator_svc.session_record import SessionRecord
 from orchestrator_svc.session_stream import EventBatches
 from orchestrator_svc.workers import start_workers
@@ -21,6 +20,7 @@ from surogate.errors import (
     UnavailableError,
 )
 from surogate.rpc.status import from_status
+from surogate.structs import to_struct
 from surogate.v1 import trainer_pb2, trainer_pb2_grpc
 
 MAX_RECOVERIES = 3

@@ -9,13 +9,13 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import grpc.aio
-from google.protobuf.json_format import MessageToDict
 
 from reward_svc.environments.base import Split
 from reward_svc.environments.registry import Registry
 from reward_svc.scoring import Outcome, ScoringPool
 from surogate.errors import InvalidInputError
 from surogate.rpc.status import to_status
+from surogate.structs import from_struct
 from surogate.v1 import reward_pb2, reward_pb2_grpc
 
 ItemT = TypeVar("ItemT")
@@ -48,7 +48,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     ) -> reward_pb2.ScoreRolloutsResponse:
         """Scores one group. Raises InvalidInputError for bad arguments; an item's own failure is in its result."""
         environment = self._registry.get(request.environment)
-        args = environment.parse(MessageToDict(request.args))
+        args = environment.parse(from_struct(request.args))
         if not 1 <= len(request.rollouts) <= self._max_group:
             raise InvalidInputError(f"a group has 1 to {self._max_group} rollouts, not {len(request.rollouts)}")
         score = functools.partial(environment.score, args, request.example)
@@ -76,7 +76,7 @@ class EnvironmentServicer(reward_pb2_grpc.EnvironmentServiceServicer):
     ) -> AsyncIterator[reward_pb2.Example]:
         """Streams the examples of a split. Raises InvalidInputError for bad arguments or an unknown split."""
         environment = self._registry.get(request.environment)
-        args = environment.parse(MessageToDict(request.args))
+        args = environment.parse(from_struct(request.args))
         split = _SPLITS.get(request.split)
         if split is None:
             raise InvalidInputError("split must be SPLIT_TRAIN or SPLIT_EVAL")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 from pydantic import ValidationError
 
@@ -13,6 +12,7 @@ from surogate.config.job import resolve_job
 from surogate.config.problems import violations_of
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError
+from surogate.structs import from_struct
 
 Kind = Literal["pt", "sft", "grpo"]
 
@@ -29,7 +29,7 @@ class SessionConfig:
 
 def parse_session_config(config: Struct) -> SessionConfig:
     """Checks `{kind, train}`. Raises ConfigError that names the keys."""
-    data: dict[str, Any] = MessageToDict(config)
+    data: dict[str, Any] = from_struct(config)
     if data.get("kind") == "grpo":
         return SessionConfig("grpo", _train_of_grpo(data).max_steps)
     job = resolve_job(data)

@@ -7,13 +7,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from google.protobuf.json_format import MessageToDict
-
 from orchestrator_svc.grpo.dataset import read_examples, split_held_out
 from orchestrator_svc.grpo.groups import Prompt
 from orchestrator_svc.grpo.scoring import Environment
 from orchestrator_svc.grpo.tokenizer import ChatTokenizer
 from surogate.errors import ConfigError, FailedPreconditionError, UnimplementedError, Violation
+from surogate.structs import from_struct
 from surogate.v1 import reward_pb2
 
 MAX_EXAMPLES = 1_000_000
@@ -75,7 +74,7 @@ async def _list(wanted: Wanted, split: _Split.ValueType, count: int, seed: int) 
 
 def _from_dataset(wanted: Wanted) -> tuple[list[reward_pb2.Example], list[reward_pb2.Example]]:
     key = f"{wanted.config_key}.args.dataset"
-    path = MessageToDict(wanted.environment.args).get("dataset")
+    path = from_struct(wanted.environment.args).get("dataset")
     if not isinstance(path, str):
         raise _wrong(
             key, f"the service of environment {wanted.environment.id} only scores; name a file of prompts here"

@@ -12,8 +12,8 @@ import jinja2.ext
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from orchestrator_svc.messages import from_struct
 from surogate.errors import ConfigError, Violation
+from surogate.structs import from_struct
 from surogate.v1 import common_pb2
 
 Message = Mapping[str, Any]

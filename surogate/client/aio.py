@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any
 
 from surogate.client.generate import Prompt, generate_request
-from surogate.client.jobs import ENDED, job_name, to_struct
+from surogate.client.jobs import ENDED, job_name
 from surogate.errors import UnavailableError
 from surogate.rpc.channel import ClientSecurity, open_channel
+from surogate.structs import to_struct
 from surogate.v1 import common_pb2, inference_pb2, inference_pb2_grpc, job_pb2, job_pb2_grpc
 
 JobRef = str | job_pb2.Job

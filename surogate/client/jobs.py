@@ -7,10 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-from google.protobuf.struct_pb2 import Struct
-
 from surogate.errors import InvalidInputError
+from surogate.structs import from_struct
 from surogate.v1 import job_pb2
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ def job_name(job: str | job_pb2.Job) -> str:
 
 def train_keys(job: job_pb2.Job) -> dict[str, Any]:
     """The `train` part of a job's configuration; empty if it has none."""
-    train = MessageToDict(job.config).get("train")
+    train = from_struct(job.config).get("train")
     return train if isinstance(train, dict) else {}
 
 
@@ -84,14 +82,6 @@ def job_documents(kind: str, parts: Mapping[str, Part | None], overrides: Sequen
     if kind == "grpo":
         return apply_job_overrides(documents, overrides)
     return {"train": apply_overrides(documents["train"], overrides)}
-
-
-def to_struct(config: Mapping[str, Any]) -> Struct:
-    """The configuration as it travels. Raises InvalidInputError for values that JSON does not have."""
-    try:
-        return ParseDict(dict(config), Struct())
-    except (ParseError, TypeError, ValueError) as error:
-        raise InvalidInputError(f"the configuration has a value that JSON does not have: {error}") from error
 
 
 def _short(name: Any, number: int, prefix: str) -> str:

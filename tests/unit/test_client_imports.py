@@ -7,8 +7,8 @@ import pytest
 
 from surogate.client import job_config, job_name
 from surogate.client.generate import generate_request
-from surogate.client.jobs import to_struct
 from surogate.errors import InvalidInputError
+from surogate.structs import to_struct
 from surogate.v1 import job_pb2
 
 HEAVY = ("torch", "vllm", "transformers", "peft", "datasets", "sqlalchemy", "matplotlib")

@@ -11,12 +11,12 @@ from orchestrator_svc.eta import Eta
 from orchestrator_svc.launchers.child import RestartPolicy
 from orchestrator_svc.launchers.gpus import assign, visible_devices
 from orchestrator_svc.launchers.local import threads
-from orchestrator_svc.messages import from_struct, to_struct
 from orchestrator_svc.metrics_file import MetricsFile, read_metrics
 from orchestrator_svc.paths import check_paths, output_dir_of
 from orchestrator_svc.plots import plot_lines
 from orchestrator_svc.service import job_id_of, make_job_id
 from surogate.errors import ConfigError, InvalidInputError
+from surogate.structs import from_struct, to_struct
 
 
 def test_metrics_file_has_each_step_once(tmp_path: Path) -> None:

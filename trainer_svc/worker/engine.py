@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from google.protobuf.json_format import MessageToDict
 from pydantic import ValidationError
 
 from surogate.config.problems import violations_of
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, FailedPreconditionError, OutOfRangeError, Violation
 from surogate.internal.v1 import worker_pb2 as worker
+from surogate.structs import from_struct
 from surogate.v1 import common_pb2
 from surogate.v1 import trainer_pb2 as trainer
 from trainer_svc.worker import checkpoint as checkpointing
@@ -135,7 +135,7 @@ class Engine:
 
 def read_config(session: trainer.CreateSessionRequest) -> tuple[Kind, TrainConfig]:
     """The kind and the training configuration of a session. Raises ConfigError naming the keys that are wrong."""
-    data: dict[str, Any] = MessageToDict(session.config)
+    data: dict[str, Any] = from_struct(session.config)
     kind = data.get("kind")
     if kind not in get_args(Kind):
         raise ConfigError.of([Violation("kind", f"must be one of {', '.join(get_args(Kind))}, got {kind!r}")])
