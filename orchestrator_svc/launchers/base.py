@@ -19,14 +19,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from surogate.errors import InternalError
 
 if TYPE_CHECKING:
     import grpc.aio
 
-    from orchestrator_svc.context import JobContext
+    from surogate.config.job import AnyJob
     from surogate.rpc.channel import ClientSecurity
 
 Component = Literal["trainer", "inference", "reward"]
@@ -152,11 +153,26 @@ class WorkerPool(ABC):
         """Stops every worker in good order and closes the channels. Idempotent. Static workers are left running."""
 
 
+class Job(Protocol):
+    """What a launcher needs to know of a job; see `orchestrator_svc.context.JobContext`."""
+
+    @property
+    def config(self) -> AnyJob:
+        """The resolved configuration."""
+
+    @property
+    def output_dir(self) -> Path:
+        """Absolute folder of the job; exists."""
+
+    async def notice(self, text: str, *, component: str = ...) -> None:
+        """Tells something that a person should read."""
+
+
 class Launcher(ABC):
     """A way of giving workers to jobs."""
 
     @abstractmethod
-    async def open(self, job: JobContext) -> WorkerPool:
+    async def open(self, job: Job) -> WorkerPool:
         """Opens the pool of a job. Nothing is started yet."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator_svc.launchers.base import Component, Launcher, Worker, WorkerPool, WorkerSpec
+from orchestrator_svc.launchers.base import Component, Job, Launcher, Worker, WorkerPool, WorkerSpec
 from orchestrator_svc.launchers.child import ChildCommand, ChildWorker, RestartPolicy
 from orchestrator_svc.launchers.gpus import Assignment, assign, visible_devices
 from surogate.errors import FailedPreconditionError
@@ -18,7 +18,6 @@ from surogate.rpc import address
 from surogate.rpc.channel import ClientSecurity
 
 if TYPE_CHECKING:
-    from orchestrator_svc.context import JobContext
     from orchestrator_svc.settings import OrchestratorSettings
 
 MODULES: Mapping[Component, str] = {"trainer": "trainer_svc", "inference": "inference_svc", "reward": "reward_svc"}
@@ -35,7 +34,7 @@ class LocalLauncher(Launcher):
     def __init__(self, settings: OrchestratorSettings) -> None:
         self._settings = settings
 
-    async def open(self, job: JobContext) -> WorkerPool:
+    async def open(self, job: Job) -> WorkerPool:
         return LocalPool(job, self._settings, await visible_devices())
 
     async def reap(self, job_id: str) -> None:
@@ -45,7 +44,7 @@ class LocalLauncher(Launcher):
 class LocalPool(WorkerPool):
     """The child processes of one job. They share a random token that nobody else knows."""
 
-    def __init__(self, job: JobContext, settings: OrchestratorSettings, devices: Sequence[str]) -> None:
+    def __init__(self, job: Job, settings: OrchestratorSettings, devices: Sequence[str]) -> None:
         self._job = job
         self._settings = settings
         self._devices = devices

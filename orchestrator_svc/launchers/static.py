@@ -14,6 +14,7 @@ from orchestrator_svc.launchers.base import (
     HEALTH_SERVICE,
     READY_TIMEOUT,
     Component,
+    Job,
     Launcher,
     Worker,
     WorkerFailedError,
@@ -27,7 +28,6 @@ from surogate.telemetry.log import get_logger
 from surogate.v1 import trainer_pb2, trainer_pb2_grpc
 
 if TYPE_CHECKING:
-    from orchestrator_svc.context import JobContext
     from orchestrator_svc.settings import OrchestratorSettings
 
 _log = get_logger("launcher")
@@ -41,7 +41,7 @@ class StaticLauncher(Launcher):
         self._settings = settings
         self._security = ClientSecurity.from_env()
 
-    async def open(self, job: JobContext) -> WorkerPool:
+    async def open(self, job: Job) -> WorkerPool:
         addresses: dict[Component, list[str]] = {
             "trainer": [self._settings.trainer_address] if self._settings.trainer_address else [],
             "inference": job_addresses(job) or list(self._settings.inference_addresses),
@@ -192,7 +192,7 @@ class StaticWorker(Worker):
             await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
 
 
-def job_addresses(job: JobContext) -> list[str]:
+def job_addresses(job: Job) -> list[str]:
     """Inference addresses that the job itself names in `orch.client.base_url`: HOST:PORT, or URLs with it."""
     config = job.config
     if config.kind != "grpo" or config.orch.client is None:

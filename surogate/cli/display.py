@@ -51,12 +51,3 @@ class PlainDisplay(Display):
 
     def close(self) -> None:
         """Nothing to put in order."""
-
-
-def make_display() -> Display:
-    """The live display if standard output is a terminal, else the plain one."""
-    if not sys.stdout.isatty():
-        return PlainDisplay()
-    from surogate.cli.live import LiveDisplay
-
-    return LiveDisplay()

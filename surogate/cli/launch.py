@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from surogate.cli.display import Display, make_display
+from surogate.cli.display import Display, PlainDisplay
 from surogate.cli.exits import FAILED, INTERRUPTED, OK, reaching, report
 from surogate.cli.follow import Remote, Source, cancel_job, follow_job
 from surogate.cli.interrupts import Interrupts
@@ -70,7 +70,7 @@ async def _remote(launch: Launch, server: str, *, detach: bool) -> int:
 
 async def _follow_remote(client: AsyncClient, server: str, name: str, *, after_sequence: int = 0) -> int:
     progress = Progress(last_sequence=after_sequence)
-    display = make_display()
+    display = _make_display()
     with Interrupts().listening() as interrupts:
         try:
             display.say(name)
@@ -95,7 +95,7 @@ async def _local(launch: Launch, output_dir: Path) -> int:
             if submitted is None:
                 return INTERRUPTED
             _warn(submitted)
-            display = make_display()
+            display = _make_display()
             try:
                 display.say(f"{submitted.name}, output in {submitted.output_dir}")
                 job = await _follow_local(orchestrator, submitted.name, progress, display, interrupts)
@@ -179,3 +179,12 @@ def _error_of(job: job_pb2.Job) -> SurogateError:
     from surogate.rpc.status import from_status
 
     return from_status(job.error)
+
+
+def _make_display() -> Display:
+    """The live display if standard output is a terminal, else the plain one."""
+    if not sys.stdout.isatty():
+        return PlainDisplay()
+    from surogate.cli.live import LiveDisplay
+
+    return LiveDisplay()
