@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.modeling import config_error, is_local
+from trainer_svc.worker.modeling import config_error
+from trainer_svc.worker.paths import is_local
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, Violation
 from trainer_svc.worker.attention import use_packed_attention
+from trainer_svc.worker.paths import is_local
 from trainer_svc.worker.precision import Precision
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -20,11 +21,6 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 def config_error(key: str, description: str) -> ConfigError:
     """An error that names one key of train.yaml."""
     return ConfigError.of([Violation(f"train.{key}", description)])
-
-
-def is_local(name: str) -> bool:
-    """Whether a model or dataset name means a path on this machine rather than a name on the Hugging Face hub."""
-    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def load_model_config(train: TrainConfig) -> PretrainedConfig:

@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.modeling import config_error, is_local
+from trainer_svc.worker.modeling import config_error
+from trainer_svc.worker.paths import is_local
 
 
 def load_tokenizer(train: TrainConfig) -> PreTrainedTokenizerBase:

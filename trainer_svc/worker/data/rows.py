@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetNotFoundError
 
 from surogate.config.data import Dataset
 from surogate.errors import ConfigError, Violation
-from trainer_svc.worker.modeling import is_local
+from trainer_svc.worker.paths import is_local
 
 FORMATS = {
     ".jsonl": "json",

@@ -1,0 +1,192 @@
+"""`surogate merge`: adds a LoRA adapter to the weights of its base and writes the result as a model of its own.
+
+torch is loaded when the flags are read, so that `--help` and a wrong path answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surogate.errors import InvalidInputError, SurogateError, Violation
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+FAILED, USAGE = 1, 2
+"""Exit codes: the disk or the machine refused; what was given is wrong."""
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    given = _parser().parse_args(arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        base = check(given.adapter, given.base, given.output)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters in peft's is checked here, and refused
+            merge(given.adapter, base, given.output, given.dtype)
+    except SurogateError as error:
+        sys.stderr.write("".join(f"error: {line}\n" for line in error.message.splitlines()))
+        return USAGE if isinstance(error, InvalidInputError) else FAILED
+    except OSError as error:
+        sys.stderr.write(f"error: could not write {given.output}: {error}; nothing was left there\n")
+        return FAILED
+    sys.stdout.write(f"{given.output}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="surogate merge",
+        description="Merge a LoRA adapter into its base model: writes a model that is used without the adapter.",
+    )
+    parser.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="folder of the PEFT adapter")
+    parser.add_argument(
+        "--base",
+        metavar="DIR",
+        help="the model that the adapter was trained on: a folder, or a name on the hub. Default: the one that the "
+        "adapter's adapter_config.json names",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write; new, or empty")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="dtype of the weights that are written; the sums are float32 in any case. Default: the base's",
+    )
+    return parser
+
+
+def check(adapter: Path, base: str | None, output: Path) -> str:
+    """Looks at the paths; returns the base. Raises InvalidInputError naming the flag that is wrong."""
+    missing = [name for name in ADAPTER_FILES if not (adapter / name).is_file()]
+    if missing:
+        raise wrong("adapter", f"{adapter} is not a PEFT adapter's folder: it has no {' and no '.join(missing)}")
+    try:
+        config = json.loads((adapter / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+        kind, named = config.get("peft_type"), config.get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise wrong("adapter", f"{adapter / ADAPTER_FILES[0]} is not a JSON object: {error}") from error
+    if kind != "LORA":
+        raise wrong("adapter", f"{adapter} is a {kind} adapter; only LORA can be merged")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise wrong("output", f"{output} is there already and is not an empty folder; choose another")
+    found = base or named
+    if not found:
+        raise wrong("base", f"is needed: {adapter / ADAPTER_FILES[0]} names no base model")
+    from trainer_svc.worker.paths import is_local
+
+    if is_local(found) and not (Path(found).expanduser() / "config.json").is_file():
+        said = "" if base else f" (the base that {adapter / ADAPTER_FILES[0]} names)"
+        raise wrong("base", f"{found}{said} is not a model's folder: it has no config.json")
+    return str(Path(found).expanduser()) if is_local(found) else found
+
+
+def wrong(flag: str, description: str) -> InvalidInputError:
+    """An error that names a flag."""
+    violation = Violation(f"--{flag}", description)
+    return InvalidInputError(str(violation), violations=[violation])
+
+
+def merge(adapter: Path, base: str, output: Path, dtype: str = "auto") -> None:
+    """Writes `base` plus `adapter` into the folder `output`, all of it or nothing.
+
+    Raises InvalidInputError for an adapter that does not fit its base, and OSError if the disk refuses.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from trainer_svc.worker.files import new_folder, write_model
+
+    model = _load_base(base)
+    stored = getattr(torch, dtype) if dtype != "auto" else model.dtype
+    merged = add_adapter(model, adapter, stored)
+    # The trainer puts its tokenizer, with the chat template that was trained with, beside the adapter.
+    tokenizer = AutoTokenizer.from_pretrained(adapter if (adapter / "tokenizer_config.json").is_file() else base)
+    with new_folder(output) as temporary:
+        write_model(merged, merged.state_dict(), stored, temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def _load_base(base: str) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise wrong("base", f"could not load {base}: {_first_line(error)}") from error
+
+
+def add_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Adds the products of an adapter to the weights of `model`, in float32, one layer after the other, then rounded
+    once to `dtype`. Raises InvalidInputError if it does not fit.
+    """
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+    from safetensors import SafetensorError
+
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
+        _check_names(adapted, folder)
+        _check_tied(adapted)
+        for module in adapted.modules():
+            if isinstance(module, LoraLayer):
+                module.float()
+                module.merge(safe_merge=True)
+                module.to(dtype)
+        return adapted.merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise wrong("adapter", f"{folder} does not fit the base: {_first_line(error)}") from error
+
+
+def _check_tied(adapted: PeftModel) -> None:
+    """Raises ValueError where an adapted weight is also another layer's, which would change with it."""
+    from peft.tuners.lora import LoraLayer
+
+    bases = {name: module.get_base_layer() for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
+    own = {id(base) for base in bases.values()}
+    elsewhere = {
+        weight.data_ptr()
+        for module in adapted.modules()
+        if id(module) not in own
+        for weight in module._parameters.values()
+        if weight is not None
+    }
+    for name, base in bases.items():
+        if base.weight.data_ptr() in elsewhere:
+            raise ValueError(f"it adapts {name}, whose weights another layer shares; serve the adapter unmerged")
+
+
+def _check_names(adapted: PeftModel, folder: Path) -> None:
+    """Raises ValueError for weights that have no place in the model, and for layers without weights."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_FILES[1], "pt") as file:
+        given = set(file.keys())
+    odd = sorted(given ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False)))
+    if odd:
+        raise ValueError(f"they differ in {', '.join(odd[:4])}")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error.args[0] if error.args else error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
