@@ -33,8 +33,9 @@ class Replica:
 
     def attach(self, engine: Engine, files: ModelFiles) -> None:
         """Serves by `engine` from now on."""
-        self._inference.attach(engine, self._settings.max_queue)
-        self._updates = Updates(engine, files, keep_full=self._settings.delta_updates, serving=self._set_serving)
+        updates = Updates(engine, files, keep_full=self._settings.delta_updates, serving=self._set_serving)
+        self._inference.attach(engine, self._settings.max_queue, lambda: updates.adapter)
+        self._updates = updates
         bind_process(policy_version=engine.policy_version)
         self._server.set_serving(UPDATES_NAME, True)
         self._set_serving(True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 from uuid import uuid4
@@ -26,12 +26,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._engine: Engine | None = None
         self._admission = Admission(1, 0)
         self._incarnation = uuid4().hex
+        self._adapter: Callable[[], str] = str
 
-    def attach(self, engine: Engine, max_queue: int | None) -> None:
-        """Starts serving by `engine`; `max_queue` sequences may wait, by default four times those generated at once."""
+    def attach(self, engine: Engine, max_queue: int | None, adapter: Callable[[], str]) -> None:
+        """Starts serving by `engine`; `max_queue` sequences may wait, by default four times those generated at once.
+
+        `adapter()` names the adapter that serves.
+        """
         running = engine.facts.max_num_seqs
         self._admission = Admission(running, max_queue or 4 * running)
         self._engine = engine
+        self._adapter = adapter
         metrics.IN_FLIGHT.set_function(lambda: self._admission.in_flight)
         metrics.QUEUE_LENGTH.set_function(lambda: self._admission.queue_length)
         metrics.POLICY_VERSION.set_function(lambda: engine.policy_version)
@@ -54,6 +59,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             engine=facts.engine,
             queue_length=self._admission.queue_length,
             incarnation=self._incarnation,
+            adapter=self._adapter(),
         )
 
     async def GenerateRollouts(  # noqa: N802

@@ -17,6 +17,7 @@ from surogate.telemetry.log import bind_process, get_logger
 from surogate.v1 import weights_pb2
 from surogate.weights.staging import StagedUpdate
 
+_ADAPTER_NAME = "policy"
 _log = get_logger("inference")
 
 
@@ -35,7 +36,8 @@ class Updates:
         self._serving = serving
         self._images: list[Path] = []
         self._replaced = False
-        self._adapted = False
+        self.adapter = ""
+        """Name of the adapter that serves; empty while there is none."""
 
     def check(self, manifest: weights_pb2.WeightManifest) -> None:
         """Raises InvalidInputError or FailedPreconditionError for an update that can never be committed."""
@@ -78,7 +80,7 @@ class Updates:
         self._images.clear()
 
     def _check_base(self) -> None:
-        if self._adapted:
+        if self.adapter:
             raise FailedPreconditionError(
                 "an adapter is served, and a delta changes the weights beneath it; push FULL weights",
                 reason="BASE_IS_ADAPTER",
@@ -95,7 +97,7 @@ class Updates:
             os.link(image, directory / "adapter_model.safetensors")
             (directory / "adapter_config.json").write_text(manifest.adapter_config_json, encoding="utf-8")
             pause = await self._engine.swap_adapter(directory, manifest.version)
-        self._adapted = True
+        self.adapter = manifest.adapter_name or _ADAPTER_NAME
         return pause
 
     async def _swap_weights(self, manifest: weights_pb2.WeightManifest, image: Path) -> float:
@@ -103,7 +105,7 @@ class Updates:
         below = [] if full else [*self._images, *sorted({info.file for info in self._files.tensors.values()})]
         self._replaced = True
         pause = await self._engine.swap_weights([image, *below], manifest.version)
-        self._adapted = False
+        self.adapter = ""
         if full:
             self._forget_images()
         if not full or self._keep_full:

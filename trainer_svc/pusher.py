@@ -33,9 +33,10 @@ class _Image:
 class WeightPusher:
     """Keeps the newest exported image, so that a replica that comes late or restarts is given the same bytes."""
 
-    def __init__(self, scratch: Scratch, export: Export, *, send: Push | None = None) -> None:
+    def __init__(self, scratch: Scratch, export: Export, *, adapter_name: str = "", send: Push | None = None) -> None:
         self._scratch = scratch
         self._export = export
+        self._adapter_name = adapter_name
         self._send = send or push
         self._image: _Image | None = None
         self._lock = asyncio.Lock()
@@ -74,6 +75,7 @@ class WeightPusher:
             return self._image
         reply = await self._export(version, str(self._scratch.subfolder(f"v{version}")))
         self._drop_image()
+        reply.manifest.adapter_name = self._adapter_name
         self._image = _Image(reply.path, reply.manifest, f"v{version}-{uuid.uuid4().hex}")
         return self._image
 

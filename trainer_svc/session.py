@@ -64,7 +64,7 @@ class TrainingSession:
         self._steps = StepSequence(0)
         self._facts = worker.OpenReply()
         self._link = WorkerLink(self._on_event, self._on_failure, command=around.worker_command)
-        self._pusher = WeightPusher(around.scratch, self._export, send=around.push)
+        self._pusher = WeightPusher(around.scratch, self._export, adapter_name=request.adapter_name, send=around.push)
         self._turn = asyncio.Lock()
         """Held while the worker changes or reads its state, so that what was checked before still holds."""
         self._tasks: set[asyncio.Task[Any]] = set()

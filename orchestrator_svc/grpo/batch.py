@@ -63,6 +63,11 @@ class Batch:
     scoring: Stopwatch = field(default_factory=Stopwatch)
 
     @property
+    def draws(self) -> list[Draw]:
+        """Draws that came to an end, a good one or not."""
+        return [group.draw for group in self.groups] + [drop.draw for drop in self.dropped]
+
+    @property
     def causes(self) -> Counter[Cause]:
         """Dropped groups by cause."""
         return Counter(drop.cause for drop in self.dropped)
@@ -106,6 +111,9 @@ class Collector:
                 if missing > 0:
                     budget -= missing
                     running |= self._start(batch, await self._drawer.take(step, missing))
+        except asyncio.CancelledError:
+            self._drawer.give_back([*batch.draws, *running.values()])
+            raise
         finally:
             await stop(running)
         batch.dropped += [Dropped(draw, Cause.SURPLUS) for draw in running.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from orchestrator_svc.grpo.groups import Draw
@@ -28,6 +29,15 @@ class Drawer:
         fresh = range(self._next, self._next + count - len(again))
         self._next = fresh.stop
         new = [Draw(ordinal, step, self._book.at(ordinal)) for ordinal in fresh]
-        if new:
-            await self._ledger.draw(new)
+        try:
+            if new:
+                await self._ledger.draw(new)
+        except asyncio.CancelledError:
+            self.give_back(repeated + new)  # the write is seen through
+            raise
         return repeated + new
+
+    def give_back(self, draws: Sequence[Draw]) -> None:
+        """Takes draws that came to no end: they are drawn again, the same prompts."""
+        again = [OpenDraw(draw.ordinal, draw.step, draw.prompt.key) for draw in draws]
+        self._unfinished = sorted([*self._unfinished, *again], key=lambda item: item.ordinal)

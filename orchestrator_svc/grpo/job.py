@@ -104,6 +104,7 @@ async def _put_together(
         held_out=held_out,
         reporter=reporter,
         canary=Canary(ctx, trainer, replicas),
+        origin_step=int(ctx.state["start_step"]),
     )
 
 

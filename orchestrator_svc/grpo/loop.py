@@ -24,7 +24,10 @@ from surogate.v1 import trainer_pb2
 
 
 class GrpoLoop:
-    """One run of the loop, from where the ledger says the job is to its last step."""
+    """One run of the loop, from where the ledger says the job is to its last step.
+
+    `origin_step` is the step of the checkpoint that the job began with, 0 if it began with none.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class GrpoLoop:
         held_out: Sequence[HeldOut],
         reporter: Reporter,
         canary: Canary,
+        origin_step: int,
     ) -> None:
         self._ctx = ctx
         self._plan = plan
@@ -50,6 +54,7 @@ class GrpoLoop:
         self._held_out = held_out
         self._reporter = reporter
         self._canary = canary
+        self._origin_step = origin_step
 
     async def run(self) -> None:
         """Trains to the last step. The trainer is at the ledger's last trained step, and the replicas serve it.
@@ -139,8 +144,7 @@ class GrpoLoop:
         if plan.checkpoint_interval and step and step % plan.checkpoint_interval == 0 and step < plan.max_steps:
             await self._checkpoint(step)
         if self._evaluation_is_due(step):
-            for held_out in self._held_out:
-                await self._evaluate(held_out, step)
+            await self._evaluate_all(step)
 
     async def _checkpoint(self, step: int) -> None:
         if step > self._reporter.checkpoint_step:
@@ -152,11 +156,21 @@ class GrpoLoop:
             return False
         if step == 0:
             return plan.evaluate_base
+        if step == self._origin_step and not plan.evaluate_origin:
+            return False
         return step == plan.max_steps or step % plan.evaluation_interval == 0
 
-    async def _evaluate(self, held_out: HeldOut, step: int) -> None:
-        if self._reporter.was_evaluated(step, held_out.environment):
+    async def _evaluate_all(self, step: int) -> None:
+        due = [item for item in self._held_out if not self._reporter.was_evaluated(step, item.environment)]
+        if not due:
             return
+        if self._plan.restart_on_evaluation:
+            await self._ahead.pause()
+        for held_out in due:
+            await self._evaluate(held_out, step)
+        self._ahead.resume()
+
+    async def _evaluate(self, held_out: HeldOut, step: int) -> None:
         await self._ctx.set_status(f"evaluating step {step} on {held_out.environment}")
         outcome = await unless(self._ctx.cancelled, self._evaluator.evaluate(held_out, step))
         await self._reporter.evaluation(step, held_out.environment, outcome)

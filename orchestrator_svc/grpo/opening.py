@@ -8,8 +8,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from google.protobuf.struct_pb2 import Struct
-
 from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.dataset import prompt_digest
 from orchestrator_svc.grpo.evaluate import HeldOut
@@ -27,6 +25,7 @@ from orchestrator_svc.grpo.tokenizer import ChatTokenizer
 from orchestrator_svc.grpo.trainer import Listener, Origin, Trainer
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker
 from surogate.errors import ConfigError, FailedPreconditionError, Violation
+from surogate.structs import to_struct
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,7 @@ def _kept_apart(item: OpenEnvironment, held_out: Set[int]) -> OpenEnvironment:
 
 
 def _environment(spec: EnvironmentSpec, reward: Worker | None) -> Environment:
-    args = Struct()
-    args.update(dict(spec.args))
+    args = to_struct(spec.args)
     if spec.address:
         endpoint: BuiltIn | Custom = Custom(spec.address, spec.security)
     else:
@@ -87,10 +85,18 @@ async def open_trainer(
     Raises:
         SurogateError: The model or a checkpoint cannot be loaded.
     """
-    config = Struct()
     # Whether to look for a checkpoint is said in each call: after a restart always, whatever the file says.
-    config.update({"kind": "grpo", "train": {**settings.train, "resume_from_checkpoint": True}})
-    trainer = Trainer(worker, ledger, listener, session_id=ctx.job_id, config=config, output_dir=str(ctx.output_dir))
+    config = to_struct({"kind": "grpo", "train": {**settings.train, "resume_from_checkpoint": True}})
+    trainer = Trainer(
+        worker,
+        ledger,
+        listener,
+        session_id=ctx.job_id,
+        config=config,
+        output_dir=str(ctx.output_dir),
+        keep_interval=settings.keep_interval,
+        adapter_name=settings.adapter_name,
+    )
     last = await ledger.last_step()
     if "origin" in ctx.state:
         origin, step = Origin(**ctx.state["origin"]), int(ctx.state["start_step"])

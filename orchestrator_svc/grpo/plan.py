@@ -35,6 +35,10 @@ class Plan:
     """Steps between evaluations; 0 is no evaluation."""
     evaluate_base: bool = True
     """Whether to evaluate before the first step."""
+    evaluate_origin: bool = False
+    """Whether to evaluate the checkpoint that a new job goes on from, where its step is due."""
+    restart_on_evaluation: bool = False
+    """Whether rollouts in the making are given up for an evaluation, and made anew after it."""
     seed: int = 0
 
     @property

@@ -48,11 +48,15 @@ class Settings:
     """Seconds that a generation may take, and for which a service that is away is waited for."""
     lora_rank: int = 0
     """Rank of the adapters that are pushed; 0 for full weights."""
+    adapter_name: str = ""
+    """Name under which the adapter is served; empty leaves it to the replicas."""
     resume: bool = False
     """Whether a new job goes on from a checkpoint that is in its folder."""
     resume_step: int | None = None
     """From which one: its step, or None for the newest."""
     skip_progress: bool = False
     """Whether a job that goes on from a checkpoint begins with the first prompts again."""
+    keep_interval: int = 0
+    """Checkpoints whose step is a multiple of this stay for good; 0: none."""
     write_metrics: bool = True
     """Whether to write metrics.jsonl."""

@@ -41,6 +41,8 @@ def read_settings(job: GrpoJob) -> Settings:
         resume=resume_step is not None or train.resume_from_checkpoint,
         resume_step=None if resume_step in (None, _NEWEST) else resume_step,
         skip_progress=orch.ckpt.skip_progress,
+        keep_interval=orch.ckpt.keep_interval or 0,
+        adapter_name=orch.model.lora_adapter or "",
         write_metrics=orch.dump_metrics,
     )
 
@@ -62,6 +64,8 @@ def _plan(job: GrpoJob) -> Plan:
         checkpoint_interval=orch.ckpt.interval or train.save_steps,
         evaluation_interval=orch.eval.interval if orch.eval else 0,
         evaluate_base=orch.eval is not None and orch.eval.eval_base_model,
+        evaluate_origin=orch.eval is not None and not orch.eval.skip_eval_on_resume,
+        restart_on_evaluation=orch.eval is not None and orch.eval.cancel_inflight_rollouts_on_eval,
         seed=orch.seed,
     )
 

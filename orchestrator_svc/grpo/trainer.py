@@ -67,7 +67,16 @@ class Trainer:
     """
 
     def __init__(
-        self, worker: Worker, ledger: Ledger, listener: Listener, *, session_id: str, config: Struct, output_dir: str
+        self,
+        worker: Worker,
+        ledger: Ledger,
+        listener: Listener,
+        *,
+        session_id: str,
+        config: Struct,
+        output_dir: str,
+        keep_interval: int = 0,
+        adapter_name: str = "",
     ) -> None:
         self.step = 0
         self.origin = Origin()
@@ -77,6 +86,8 @@ class Trainer:
         self._id = session_id
         self._config = config
         self._output_dir = output_dir
+        self._keep_interval = keep_interval
+        self._adapter_name = adapter_name
         self._adopts = False  # whether the session's own step is taken for `step`
         self._known = 0  # generation of the worker that has the session at `step`; 0: none
         self._turn = asyncio.Lock()
@@ -208,6 +219,8 @@ class Trainer:
                 output_dir=self._output_dir,
                 resume_from=origin.checkpoint,
                 fresh=origin.fresh and not origin.checkpoint,
+                keep_interval=self._keep_interval,
+                adapter_name=self._adapter_name,
             )
         )
         session = await self._loaded(stub)

@@ -26,8 +26,9 @@ def generate(
 
 def _converse(client: Client, sampling: common_pb2.SamplingParams, *, system: str | None, raw: bool) -> int:
     served = client.served_model()
+    adapter = f" with adapter {served.adapter}" if served.adapter else ""
     sys.stderr.write(
-        f"{served.model}, policy version {served.policy_version}. Ctrl-D ends, an empty line starts anew.\n"
+        f"{served.model}{adapter}, policy version {served.policy_version}. Ctrl-D ends, an empty line starts anew.\n"
     )
     turns = _opening(system)
     while True:

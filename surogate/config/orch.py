@@ -34,7 +34,7 @@ class PolicyConfig(ConfigModel):
     name: Text | None = None
     """Model, as in train.yaml. null = that of the other files."""
     lora_adapter: Text | None = None
-    """Name under which the adapter is served. null = the job's own choice."""
+    """Name under which the adapter is served. null = `policy`."""
     lora_rank: Size | None = None
     """Rank of the adapters, ≥ 1. null = lora_rank of train.yaml."""
     lora_alpha: Size | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,24 @@ async def test_reports_steps_pushes_evaluations_and_the_final_model(tmp_path: Pa
         assert (job.folder / "plots" / "reward.png").stat().st_size > 1000
         assert [state for _, state, _ in await job.step_states()] == ["pushed"] * 4
         assert not any(kept for _, _, kept in await job.step_states())
+
+
+async def test_rollouts_in_the_making_can_be_given_up_for_an_evaluation(tmp_path: Path) -> None:
+    async with grpo_job(tmp_path, evaluate=1, max_async_level=1, restart_on_evaluation=True) as (job, _):
+        await job.run()
+        draws = await job.draws()
+        assert [(row.ordinal, row.state) for row in draws] == [(ordinal, "trained") for ordinal in range(8)]
+        assert all(len(prompts) == 2 for _, prompts in await job.rows())
+
+
+@pytest.mark.parametrize(("evaluate_origin", "evaluated"), [(False, [4]), (True, [2, 4])])
+async def test_a_checkpoint_that_a_job_goes_on_from_is_evaluated_if_asked_for(
+    tmp_path: Path, evaluate_origin: bool, evaluated: list[int]
+) -> None:
+    async with grpo_job(tmp_path, evaluate=2, evaluate_origin=evaluate_origin) as (job, fakes):
+        fakes.trainer.disk.checkpoints["checkpoint-2"] = (2, 99)
+        job.settings = replace(job.settings, resume=True)
+        await job.run()
+        events = await job.events()
+        found = [event.evaluation_completed.step for event in events if event.HasField("evaluation_completed")]
+        assert found == evaluated

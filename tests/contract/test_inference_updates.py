@@ -56,6 +56,10 @@ class Pusher:
         stub: Any = inference_pb2_grpc.InferenceServiceStub(self.channel)
         return await stub.GenerateRollouts(inference_pb2.GenerateRolloutsRequest(prompt_token_ids=[1], n=1))
 
+    async def served(self) -> inference_pb2.ServedModel:
+        stub: Any = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        return await stub.GetServedModel(inference_pb2.GetServedModelRequest())
+
     async def serving(self) -> bool:
         return await is_serving(self.channel, NAME)
 
@@ -183,3 +187,15 @@ async def test_a_failed_commit_is_not_served_until_the_next_one_succeeds(tmp_pat
         await pusher.push(pusher.manifest(2, FULL, MODEL))
         assert await pusher.serving()
         assert (await pusher.generate()).completions[0].policy_spans[0].policy_version == 2
+
+
+@pytest.mark.parametrize(("given", "served"), [("", "policy"), ("mine", "mine")])
+async def test_the_served_adapter_has_the_name_that_was_pushed(tmp_path: Path, given: str, served: str) -> None:
+    async with pushing(tmp_path) as pusher:
+        assert (await pusher.served()).adapter == ""
+        manifest = pusher.manifest(1, LORA, ADAPTER, adapter_config_json=config())
+        manifest.adapter_name = given
+        await pusher.push(manifest)
+        assert (await pusher.served()).adapter == served
+        await pusher.push(pusher.manifest(2, FULL, MODEL))
+        assert (await pusher.served()).adapter == ""

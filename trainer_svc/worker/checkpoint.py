@@ -36,7 +36,12 @@ def write_checkpoint(session: TrainingSession) -> Path:
             write_weights(session, temporary)
             _write_state(session, temporary / STATE)
             _write_list(temporary)
-        _forget(session.checkpoint_dir, session.train.save_total_limit, session.step)
+        forget_old(
+            session.checkpoint_dir,
+            session.train.save_total_limit,
+            step=session.step,
+            keep_interval=session.keep_interval,
+        )
     except (OSError, RuntimeError) as error:
         raise DataLossError(
             f"could not write {folder}: {error}; the checkpoints before it are good", reason="CHECKPOINT_NOT_WRITTEN"
@@ -166,10 +171,14 @@ def _write_merged(session: TrainingSession, folder: Path) -> None:
     session.tokenizer.save_pretrained(folder)
 
 
-def _forget(folder: Path, limit: int, step: int) -> None:
-    """Deletes what is older than the newest `limit` up to `step`, and what an abandoned run left of later steps."""
+def forget_old(folder: Path, limit: int, *, step: int, keep_interval: int = 0) -> None:
+    """Deletes what is older than the newest `limit` up to `step`, and what an abandoned run left of later steps.
+
+    Multiples of `keep_interval` (0: none) up to `step` stay.
+    """
     found = checkpoints(folder)
     kept = [path for number, path in found if number <= step][:limit]
+    kept += [path for number, path in found if keep_interval and number <= step and number % keep_interval == 0]
     for _, path in found:
         if path not in kept:
             remove_folder(path)

@@ -52,6 +52,7 @@ class Engine:
             remove_leftovers(path)
         source = self._resume_from(session, train, folder)
         opened = load_session(kind, train, output_dir, source)
+        opened.keep_interval = session.keep_interval
         total_steps = max(train.max_steps, 0)
         if kind != "grpo":
             data = prepare(train, opened.tokenizer, opened.policy.vocab_size, self._reporter.warning)

@@ -27,7 +27,11 @@ MERGED_BASE = "base"
 
 @dataclass
 class TrainingSession:
-    """The state of a session. `step`: optimiser steps done; `bad_steps`: how many of the last ones were skipped."""
+    """The state of a session.
+
+    `step`: optimiser steps done; `bad_steps`: how many of the last ones were skipped; `keep_interval`: checkpoints of
+    its multiples stay for good (0: none).
+    """
 
     kind: Kind
     train: TrainConfig
@@ -37,6 +41,7 @@ class TrainingSession:
     reference: Policy | None
     step: int = 0
     bad_steps: int = 0
+    keep_interval: int = 0
     _optimizer: Optimizer | None = None
 
     @property
