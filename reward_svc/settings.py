@@ -1,26 +1,12 @@
-"""Settings of the reward service."""
+"""Settings of the built-in reward service."""
 
 from __future__ import annotations
 
-from pydantic import Field
-from pydantic_settings import SettingsConfigDict
-
-from surogate.config.service import ServiceSettings
+from surogate.reward.settings import RewardSettings
 
 
-class RewardSettings(ServiceSettings):
-    """Scores rollouts and supplies prompts: the environments reverse-text, arithmetic and exact-match."""
+class BuiltInSettings(RewardSettings):
+    """Scores rollouts and supplies prompts: the built-in environments, and those of installed packages."""
 
-    model_config = ServiceSettings.model_config | SettingsConfigDict(env_prefix="SUROGATE_REWARD_")
-
-    workers: int = Field(8, ge=1, le=256)
-    """Groups that are scored at once; further calls wait within their deadline."""
-
-    item_timeout: float = Field(30.0, gt=0)
-    """Seconds that one rollout may take to score, where the caller sets no item_timeout."""
-
-    max_group: int = Field(1024, ge=1)
-    """Most rollouts in one call."""
-
-    max_hung: int = Field(16, ge=1)
-    """Scorings given up that may still run; with so many the process ends, exit code 1, to be started anew."""
+    plugins: bool = True
+    """Also offer the environments that installed packages bring (entry points `surogate.environments`)."""

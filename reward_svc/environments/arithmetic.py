@@ -10,10 +10,10 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from reward_svc.environments.base import Environment, EnvironmentArgs, Split
-from reward_svc.environments.splits import draw_unique, rng_for, text_hash
 from reward_svc.rewards.number import last_number
 from surogate.errors import InvalidInputError
+from surogate.reward.base import Environment, EnvironmentArgs, Split
+from surogate.reward.splits import draw_unique, rng_for, text_hash
 from surogate.v1 import reward_pb2
 
 Operation = Literal["+", "-", "*", "/"]

@@ -8,13 +8,13 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from reward_svc.environments.arguments import bad_argument
-from reward_svc.environments.base import Environment, EnvironmentArgs, Split
-from reward_svc.environments.dataset import column, read_rows
-from reward_svc.environments.splits import draw_unique, rng_for, split_rows, text_hash
 from reward_svc.environments.words import WORDS
 from reward_svc.rewards.lcs import lcs_ratio
 from surogate.errors import InvalidInputError
+from surogate.reward.arguments import bad_argument
+from surogate.reward.base import Environment, EnvironmentArgs, Split
+from surogate.reward.dataset import column, read_rows
+from surogate.reward.splits import draw_unique, rng_for, split_rows, text_hash
 from surogate.v1 import reward_pb2
 
 MAX_TEXT = 10_000

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward_svc.environments.base import Split
-from reward_svc.environments.registry import Registry
+from reward_svc.environments.registry import built_in
 from surogate.errors import InvalidInputError, NotFoundError
+from surogate.reward.base import Split
+from surogate.reward.registry import Registry
 from surogate.v1 import reward_pb2
 
-REGISTRY = Registry()
+REGISTRY = Registry(built_in())
 
 
 def examples(environment: str, args: dict[str, Any], split: Split = Split.TRAIN, seed: int = 0) -> list[Any]:

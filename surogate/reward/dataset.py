@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from reward_svc.environments.arguments import bad_argument
+from surogate.reward.arguments import bad_argument
 
 MAX_BYTES = 2**30
 

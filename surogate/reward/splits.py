@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import xxhash
 
-from reward_svc.environments.base import Split
+from surogate.reward.base import Split
 
 ItemT = TypeVar("ItemT")
 

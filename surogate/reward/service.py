@@ -1,19 +1,19 @@
-"""RewardService and EnvironmentService over the built-in environments."""
+"""RewardService and EnvironmentService over the environments of a registry."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
 import grpc.aio
 
-from reward_svc.environments.base import Split
-from reward_svc.environments.registry import Registry
-from reward_svc.scoring import Outcome, ScoringPool
 from surogate.errors import InvalidInputError
+from surogate.reward.base import AnyEnvironment, Split
+from surogate.reward.outcome import Outcome
+from surogate.reward.registry import Registry
+from surogate.reward.scoring import ScoringPool
 from surogate.rpc.status import to_status
 from surogate.structs import from_struct
 from surogate.v1 import reward_pb2, reward_pb2_grpc
@@ -40,19 +40,19 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     async def ListEnvironments(  # noqa: N802
         self, request: reward_pb2.ListEnvironmentsRequest, context: Context
     ) -> reward_pb2.ListEnvironmentsResponse:
-        """Lists the built-in environments."""
-        return reward_pb2.ListEnvironmentsResponse(environments=[item.describe() for item in self._registry])
+        """Lists the environments; those of packages are imported for it, off the event loop."""
+        listed = await asyncio.to_thread(lambda: [item.describe() for item in self._registry.usable()])
+        return reward_pb2.ListEnvironmentsResponse(environments=listed)
 
     async def ScoreRollouts(  # noqa: N802
         self, request: reward_pb2.ScoreRolloutsRequest, context: Context
     ) -> reward_pb2.ScoreRolloutsResponse:
         """Scores one group. Raises InvalidInputError for bad arguments; an item's own failure is in its result."""
-        environment = self._registry.get(request.environment)
+        environment = await _environment(self._registry, request.environment)
         args = environment.parse(from_struct(request.args))
         if not 1 <= len(request.rollouts) <= self._max_group:
             raise InvalidInputError(f"a group has 1 to {self._max_group} rollouts, not {len(request.rollouts)}")
-        score = functools.partial(environment.score, args, request.example)
-        outcomes = await self._pool.score(score, request.rollouts, self._timeout(request))
+        outcomes = await self._pool.score(environment, args, request.example, request.rollouts, self._timeout(request))
         results = [_result(item.rollout_id, out) for item, out in zip(request.rollouts, outcomes, strict=True)]
         return reward_pb2.ScoreRolloutsResponse(results=results)
 
@@ -66,7 +66,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 
 
 class EnvironmentServicer(reward_pb2_grpc.EnvironmentServiceServicer):
-    """Streams the examples of the built-in environments."""
+    """Streams the examples of the environments."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -75,16 +75,23 @@ class EnvironmentServicer(reward_pb2_grpc.EnvironmentServiceServicer):
         self, request: reward_pb2.ListExamplesRequest, context: Context
     ) -> AsyncIterator[reward_pb2.Example]:
         """Streams the examples of a split. Raises InvalidInputError for bad arguments or an unknown split."""
-        environment = self._registry.get(request.environment)
+        environment = await _environment(self._registry, request.environment)
         args = environment.parse(from_struct(request.args))
         split = _SPLITS.get(request.split)
         if split is None:
             raise InvalidInputError("split must be SPLIT_TRAIN or SPLIT_EVAL")
         if request.max_examples < 0:
             raise InvalidInputError("max_examples must be 0 (all) or above")
-        examples = islice(environment.examples(args, split, request.seed), request.max_examples or None)
+        found = await asyncio.to_thread(environment.examples, args, split, request.seed)
+        examples = islice(found, request.max_examples or None)
         async for example in _off_loop(examples):
             yield example
+
+
+async def _environment(registry: Registry, environment_id: str) -> AnyEnvironment:
+    """The environment; that of a package is imported off the event loop."""
+    found = registry.loaded(environment_id)
+    return found if found is not None else await asyncio.to_thread(registry.get, environment_id)
 
 
 async def _off_loop(items: Iterator[ItemT]) -> AsyncIterator[ItemT]:

@@ -1,0 +1,198 @@
+"""Scores a group with a deadline for each item, so that an item that hangs costs only itself.
+
+An ordinary scorer runs in a thread, item after item. When an item is late, its thread is abandoned (Python cannot stop
+it), the item is answered with a DeadlineError, and another thread goes on with the next item. Abandoned threads are
+daemons: they never delay the end of the process. An async scorer runs on the lane, all items of a group at once; a late
+one is cancelled. What is abandoned and still runs is counted: with `max_abandoned` of them alive nothing new is scored
+(UnavailableError), `on_exhausted` is called, and the process is to be replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from surogate.errors import DeadlineError, UnavailableError
+from surogate.reward.base import AnyEnvironment
+from surogate.reward.lane import AsyncCall, Lane
+from surogate.reward.outcome import Outcome, group_outcomes, outcome_of
+from surogate.telemetry.log import get_logger
+from surogate.v1 import reward_pb2
+
+Call = Callable[[], Any]
+
+_log = get_logger("reward")
+
+
+class ScoringPool:
+    """Runs scorings: in threads at most `max_workers` groups at a time, further ones wait."""
+
+    def __init__(
+        self, *, max_workers: int = 8, max_abandoned: int = 16, on_exhausted: Callable[[], None] | None = None
+    ) -> None:
+        self._slots = asyncio.Semaphore(max_workers)
+        self._max_abandoned = max_abandoned
+        self._on_exhausted = on_exhausted
+        self._abandoned: set[_Run | AsyncCall] = set()
+        self._lane = Lane()
+        self._room: dict[str, asyncio.Semaphore] = {}
+
+    @property
+    def abandoned(self) -> int:
+        """Scorers that hang in an item that was given up."""
+        self._abandoned = {run for run in self._abandoned if run.alive}
+        return len(self._abandoned)
+
+    def close(self) -> None:
+        """Cancels async scorers."""
+        self._lane.close()
+
+    async def score(
+        self,
+        environment: AnyEnvironment,
+        args: Any,
+        example: reward_pb2.Example,
+        rollouts: Sequence[reward_pb2.Rollout],
+        item_timeout: float,
+    ) -> list[Outcome]:
+        """Scores `rollouts` in order; each item has `item_timeout` seconds from the moment that it starts.
+
+        An environment that scores groups has that time for the group. Raises UnavailableError when too many scorers
+        hang. What goes wrong with one item is in its outcome.
+        """
+        run = self._awaited if environment.is_async else self._threaded
+        if environment.scores_groups:
+            call = functools.partial(environment.score_group, args, example, list(rollouts))
+            (found,) = await run(environment, [call], item_timeout)
+            return group_outcomes(found, len(rollouts))
+        calls = [functools.partial(environment.score, args, example, rollout) for rollout in rollouts]
+        return [outcome_of(value) for value in await run(environment, calls, item_timeout)]
+
+    async def _threaded(self, environment: AnyEnvironment, calls: Sequence[Call], item_timeout: float) -> list[object]:
+        results: list[object] = []
+        async with self._slots:
+            while len(results) < len(calls):
+                results += await self._run(calls[len(results) :], item_timeout)
+        return results
+
+    async def _awaited(self, environment: AnyEnvironment, calls: Sequence[Call], item_timeout: float) -> list[object]:
+        self._refuse_if_exhausted()
+        room = self._room.setdefault(environment.id, asyncio.Semaphore(environment.max_concurrent))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._await(room, call, item_timeout)) for call in calls]
+        return [task.result() for task in tasks]
+
+    async def _await(self, room: asyncio.Semaphore, make: Call, item_timeout: float) -> object:
+        async with room:
+            call = self._lane.call(make)
+            try:
+                return await call.result(item_timeout)
+            except DeadlineError as error:
+                if call.alive and not await call.settled():
+                    self._give_up(call)
+                return error
+            except Exception as error:  # noqa: BLE001 - the scorer's; `outcome_of` names it
+                return error
+
+    async def _run(self, calls: Sequence[Call], item_timeout: float) -> list[object]:
+        self._refuse_if_exhausted()
+        run = _Run(calls)
+        try:
+            while not await run.wait(run.seconds_left(item_timeout)):
+                late = run.abandon_if_late(item_timeout)
+                if late is not None:
+                    self._give_up(run)
+                    return [*late, DeadlineError(f"scoring took longer than item_timeout ({item_timeout:g} s)")]
+        except asyncio.CancelledError:
+            run.abandon()
+            self._give_up(run)
+            raise
+        return run.results
+
+    def _refuse_if_exhausted(self) -> None:
+        if self._abandoned and self.abandoned >= self._max_abandoned:
+            raise UnavailableError(f"{self._max_abandoned} scorings hang; this reward service must be restarted")
+
+    def _give_up(self, run: _Run | AsyncCall) -> None:
+        self._abandoned.add(run)
+        if self.abandoned >= self._max_abandoned and self._on_exhausted is not None:
+            _log.error("too many scorings hang; no longer serving", abandoned=self._max_abandoned)
+            self._on_exhausted()
+
+
+class _Run:
+    """One thread that makes calls until it is done or abandoned."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = calls
+        self._lock = threading.Lock()
+        self._results: list[object] = []
+        self._item_started = time.monotonic()
+        self._is_abandoned = False
+        self._loop = asyncio.get_running_loop()
+        self._done = asyncio.Event()
+        self.thread = threading.Thread(target=self._main, name="scoring", daemon=True)
+        self.thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self.thread.is_alive()
+
+    @property
+    def results(self) -> list[object]:
+        """What the calls returned or raised so far, in order."""
+        with self._lock:
+            return list(self._results)
+
+    async def wait(self, seconds: float) -> bool:
+        """Waits for the thread to end; returns whether it did."""
+        try:
+            async with asyncio.timeout(max(seconds, 0.001)):
+                await self._done.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def seconds_left(self, item_timeout: float) -> float:
+        """Seconds until the current item is late."""
+        with self._lock:
+            return self._item_started + item_timeout - time.monotonic()
+
+    def abandon(self) -> None:
+        """Tells the thread to stop after its current item."""
+        with self._lock:
+            self._is_abandoned = True
+
+    def abandon_if_late(self, item_timeout: float) -> list[object] | None:
+        """Abandons the thread if its current item is late; returns the results before that item, else None."""
+        with self._lock:
+            finished = len(self._results) == len(self._calls)
+            if finished or time.monotonic() - self._item_started < item_timeout:
+                return None
+            self._is_abandoned = True
+            return list(self._results)
+
+    def _main(self) -> None:
+        for call in self._calls:
+            result = _made(call)
+            with self._lock:
+                if self._is_abandoned:
+                    return
+                self._results.append(result)
+                self._item_started = time.monotonic()
+        try:
+            self._loop.call_soon_threadsafe(self._done.set)
+        except RuntimeError:
+            _log.debug("the service stopped while a group was scored")
+
+
+def _made(call: Call) -> object:
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001 - the scorer's; `outcome_of` names it
+        return error
