@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 
 from surogate.config import keys
 from surogate.config.base import (
-    NOT_YET,
     ConfigModel,
     Count,
     Float,
@@ -16,34 +15,33 @@ from surogate.config.base import (
     NonNegative,
     Positive,
     Size,
-    fail,
     planned,
     problem,
     refuse,
     spelled,
-    warn,
 )
 
 Beta = Annotated[Float, Field(ge=0, lt=1)]
 
 
-def _optimizer(value: Any) -> Any:
-    if value in ("adamw_8bit", "adamw_bnb_8bit", "normuon"):
-        raise fail(f"{value} is {NOT_YET}: use adamw")
-    return value
+OPTIMIZERS = {
+    "adamw_torch": "adamw",
+    "adamw": "adamw",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "adamw_8bit": "adamw_8bit",
+    "normuon": "normuon",
+}
+"""Spellings of optimisers."""
 
-
-Optimizer = Annotated[
-    Literal["adamw"], BeforeValidator(_optimizer), spelled({"adamw_torch": "adamw", "adamw": "adamw"})
-]
+Optimizer = Annotated[Literal["adamw_8bit", "adamw", "normuon"], spelled(OPTIMIZERS)]
 
 
 class OptimizerKeys(ConfigModel):
     """The optimiser and its learning rate over time."""
 
-    optimizer: Optimizer = "adamw"
-    """Optimiser: adamw. Unset it would be adamw_8bit, which is known and not supported yet, as is normuon: adamw is
-    used, with a warning.
+    optimizer: Optimizer = "adamw_8bit"
+    """Optimiser: adamw_8bit (AdamW whose moments have 8 bits, by bitsandbytes; those of weights with less than 4,096
+    elements are float32), adamw, or normuon (NorMuon for matrices, AdamW for embeddings, heads and vectors).
     """
     learning_rate: NonNegative = 2e-4
     """Highest learning rate, ≥ 0. 0 trains nothing."""
@@ -69,18 +67,12 @@ class OptimizerKeys(ConfigModel):
     """Decay of AdamW's second moment, 0 to below 1."""
     adamw_epsilon: Positive = 1e-8
     """Term in AdamW's denominator, > 0."""
-    normuon_momentum: Float = planned(0.95)
-    """Momentum of normuon."""
-    normuon_beta2: Float = planned(0.95)
-    """Decay of normuon's second moment."""
-    normuon_cautious_wd: bool = planned(True)
-    """Whether normuon decays weights only where gradient and momentum agree."""
-
-    @model_validator(mode="after")
-    def _unset_optimizer(self, info: ValidationInfo) -> Self:
-        if "optimizer" not in self.model_fields_set:
-            warn(info.context, "optimizer", f"not set, and its default adamw_8bit is {NOT_YET}: adamw is used")
-        return self
+    normuon_momentum: Beta = 0.95
+    """Momentum of normuon, 0 to below 1."""
+    normuon_beta2: Beta = 0.95
+    """Decay of the mean square that normuon keeps for each row of a matrix, 0 to below 1."""
+    normuon_cautious_wd: bool = True
+    """Whether normuon decays weights only where its update would make them smaller too."""
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
@@ -101,8 +93,10 @@ class MemoryKeys(ConfigModel):
     """
     lmhead_chunks: Size = 1
     """Parts in which logits and loss are computed, ≥ 1: more parts, less memory for logits."""
-    offload_optimizer: bool = planned(False)
-    """Keep the optimiser's state in host memory."""
+    offload_optimizer: bool = False
+    """Keep the optimiser's state in host memory; each weight's is on the device only while that weight is updated. Same
+    result, slower steps. No meaning on a CPU.
+    """
     cpu_training: bool = False
     """Train on the CPU, also where there is a GPU."""
 

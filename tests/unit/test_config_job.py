@@ -60,9 +60,7 @@ def test_pt_trains_all_weights_unless_told_otherwise() -> None:
     assert isinstance(job, PtJob)
     assert job.kind == "pt"
     assert not job.train.lora
-    assert job.warnings == [
-        "train.optimizer: not set, and its default adamw_8bit is known, not supported yet: adamw is used"
-    ]
+    assert job.warnings == []
 
 
 def test_sft_trains_adapters_unless_told_otherwise() -> None:

@@ -63,9 +63,7 @@ def dataset(**keys: Any) -> dict[str, Any]:
             {"lr_scheduler_type": "cosin"},
             "lr_scheduler_type: must be one of linear, cosine, wsd, constant; got 'cosin'; did you mean `cosine`?",
         ),
-        ({"optimizer": "adamw_8bit"}, "optimizer: adamw_8bit is known, not supported yet: use adamw"),
-        ({"optimizer": "normuon"}, "optimizer: normuon is known, not supported yet: use adamw"),
-        ({"optimizer": "sgd"}, "optimizer: must be adamw, got 'sgd'"),
+        ({"optimizer": "sgd"}, "optimizer: must be one of adamw_8bit, adamw, normuon; got 'sgd'"),
         (
             {"max_steps": 10, "warmup_steps": 8, "cooldown_steps": 3},
             "warmup_steps: warmup_steps and cooldown_steps are 11 steps together, more than max_steps (10)",

@@ -1,4 +1,4 @@
-"""AdamW by name: against torch's own, with clipping, and a gradient that is not finite."""
+"""Optimisers by name: against torch's and bitsandbytes' own, with clipping, and a gradient that is not finite."""
 
 from __future__ import annotations
 
@@ -91,3 +91,49 @@ def test_state_goes_out_and_in_by_name(module: torch.nn.Sequential) -> None:
     for a, b in zip(module.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
     assert "0.weight|exp_avg" in first.state()
+
+
+def large_module() -> torch.nn.Sequential:
+    """A matrix whose moments are worth 8 bits, and one whose are not."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(96, 64), torch.nn.Linear(64, 8))
+
+
+def test_8_bit_moments_are_those_of_bitsandbytes() -> None:
+    from bitsandbytes.optim import AdamW8bit
+
+    module, reference = large_module(), large_module()
+    ours = optimizer_of(module, optimizer="adamw_8bit", weight_decay=0.5, max_grad_norm=0, learning_rate=1e-2)
+    theirs = AdamW8bit([reference[0].weight], lr=1e-2, weight_decay=0.5)
+    plain = torch.optim.AdamW([reference[1].weight], lr=1e-2, weight_decay=0.5)
+    for step in range(4):
+        give_gradients(module, step)
+        give_gradients(reference, step)
+        assert ours.step(step).applied
+        theirs.step()
+        plain.step()
+    assert torch.equal(module[0].weight, reference[0].weight)
+    torch.testing.assert_close(module[1].weight, reference[1].weight, rtol=1e-6, atol=1e-7)
+    state = ours.state()
+    assert state["0.weight|state1"].dtype == torch.uint8
+    assert state["1.weight|exp_avg"].dtype == torch.float32
+    assert not any("qmap" in name for name in state)
+
+
+@pytest.mark.parametrize("kind", ["adamw_8bit", "normuon", "adamw"])
+@pytest.mark.parametrize("offload", [False, True])
+def test_state_goes_out_and_in_whatever_the_kind(kind: str, offload: bool) -> None:
+    module, twin = large_module(), large_module()
+    first = optimizer_of(module, optimizer=kind, offload_optimizer=offload)
+    second = optimizer_of(twin, optimizer=kind)  # off-loading changes nothing but where the state is
+    for step in range(2):
+        give_gradients(module, step)
+        first.step(step)
+    twin.load_state_dict(module.state_dict())
+    second.restore({name: value.clone() for name, value in first.state().items()})
+    for each in (module, twin):
+        give_gradients(each, 2)
+    first.step(2)
+    second.step(2)
+    for a, b in zip(module.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -131,7 +131,10 @@ def restore(session: TrainingSession, path: Path, warn: Warn) -> None:
         with torch.no_grad():
             for name, value in load_file(masters).items():
                 trainable[name].copy_(value)
-    session.optimizer.restore(load_file(path / STATE / "optimizer.safetensors"))
+    if state["train"].get("optimizer") == session.train.optimizer:
+        session.optimizer.restore(load_file(path / STATE / "optimizer.safetensors"))
+    else:
+        warn(f"the moments of {session.train.optimizer} start at zero: {path.name} has those of another optimizer")
     determinism.restore_rng_state(load_file(path / STATE / "rng.safetensors"))
     session.step = int(state["step"])
     session.bad_steps = int(state["bad_steps"])

@@ -1,14 +1,15 @@
-"""AdamW over named weights: groups, one step, and its state by name."""
+"""The optimiser over named weights: clipping, a schedule, one step, and its state by name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from surogate.config.train import TrainConfig
+from trainer_svc.worker.optimizer_kinds import make_optimizers, restored, saved
 from trainer_svc.worker.schedule import Schedule
 
 
@@ -22,23 +23,28 @@ class StepOutcome:
 
 
 class Optimizer:
-    """AdamW with clipping and a schedule. Weight decay acts on weights of two dimensions or more."""
+    """What `optimizer` names, with clipping and a schedule. `apart`: names of embeddings and heads among the weights.
 
-    def __init__(self, weights: Mapping[str, torch.nn.Parameter], train: TrainConfig, schedule: Schedule) -> None:
-        self._names = {id(weight): name for name, weight in weights.items()}
+    With `offload_optimizer` the state of a weight is on its device only while that weight is updated.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, torch.nn.Parameter],
+        train: TrainConfig,
+        schedule: Schedule,
+        apart: Iterable[str] = (),
+    ) -> None:
         self._weights = dict(weights)
         self._schedule = schedule
         self._peak = float(train.learning_rate)
         self._max_norm = float(train.max_grad_norm)
-        matrices = [weight for weight in weights.values() if weight.dim() >= 2]
-        others = [weight for weight in weights.values() if weight.dim() < 2]
-        self._adamw = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=self._peak,
-            betas=(train.adamw_beta1, train.adamw_beta2),
-            eps=train.adamw_epsilon,
-            foreach=True,
-        )
+        self._offload = train.offload_optimizer
+        apart = frozenset(apart)
+        # Weights are independent of each other, so that an optimiser for each does what one for all would do.
+        shares = [{name: weight} for name, weight in weights.items()] if self._offload else [self._weights]
+        self._parts = [part for share in shares for part in make_optimizers(share, train, apart)]
+        self._owner = {id(w): part for part in self._parts for group in part.param_groups for w in group["params"]}
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of optimiser step `step`, counted from 0."""
@@ -57,29 +63,55 @@ class Optimizer:
         if applied:
             if self._max_norm > 0:
                 torch.nn.utils.clip_grads_with_norm_(list(self._weights.values()), self._max_norm, norm, foreach=True)
-            for group in self._adamw.param_groups:
-                group["lr"] = rate
-            self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
+            for part in self._parts:
+                for group in part.param_groups:
+                    group["lr"] = rate
+                self._step(part)
+        self.discard()
         return StepOutcome(grad_norm, rate, applied)
 
     def discard(self) -> None:
         """Throws gradients away."""
-        self._adamw.zero_grad(set_to_none=True)
+        for weight in self._weights.values():
+            weight.grad = None
 
     def state(self) -> dict[str, torch.Tensor]:
         """Moments and step counts, as `<weight>|<field>`."""
-        found = {}
-        for weight, fields in self._adamw.state.items():
-            for field, value in fields.items():
-                found[f"{self._names[id(weight)]}|{field}"] = value.detach().clone()
-        return found
+        return {
+            f"{name}|{field}": value
+            for name, weight in self._weights.items()
+            for field, value in saved(self._owner[id(weight)].state.get(weight, {}))
+        }
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Undoes what happened since `state()`. Raises KeyError for a weight that is not trained here."""
-        self._adamw.state.clear()
+        fields: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self._weights}
         for key, value in state.items():
             name, field = key.rsplit("|", 1)
-            weight = self._weights[name]
-            kept = value.clone() if field == "step" else value.to(weight.device).clone()
-            self._adamw.state[weight][field] = kept
+            fields[name][field] = value
+        for part in self._parts:
+            part.state.clear()
+        for name, found in fields.items():
+            if found:
+                weight = self._weights[name]
+                part = self._owner[id(weight)]
+                part.state[weight] = restored(part, weight, found)
+                if self._offload:
+                    _move_state(part, torch.device("cpu"))
+
+    def _step(self, part: torch.optim.Optimizer) -> None:
+        if not self._offload:
+            part.step()
+            return
+        for weight in part.state:
+            _move_state(part, weight.device)
+        part.step()
+        _move_state(part, torch.device("cpu"))
+
+
+def _move_state(part: torch.optim.Optimizer, device: torch.device) -> None:
+    """Moves moments between a weight's device and the host's memory. Step counts stay where torch put them."""
+    for state in part.state.values():
+        for field, value in state.items():
+            if isinstance(value, torch.Tensor) and field != "step":
+                state[field] = value.to(device)

@@ -71,7 +71,7 @@ class TrainingSession:
             cooldown_steps=train.cooldown_steps,
             final_fraction=train.final_lr_fraction,
         )
-        self._optimizer = Optimizer(self.policy.trainable(), train, schedule)
+        self._optimizer = Optimizer(self.policy.trainable(), train, schedule, apart=_embeddings(self.policy.model))
 
 
 def load_session(kind: Kind, train: TrainConfig, output_dir: Path, weights: Path | None) -> TrainingSession:
@@ -125,6 +125,17 @@ def _freeze(model: PreTrainedModel, train: TrainConfig) -> None:
         model.get_input_embeddings().requires_grad_(False)
     if not train.train_lm_head and head is not None:
         head.requires_grad_(False)
+
+
+def _embeddings(model: PreTrainedModel) -> list[str]:
+    """Names of the weights of embeddings and output head."""
+    modules = {id(module) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return [
+        f"{name}.{weight}"
+        for name, module in model.named_modules()
+        if id(module) in modules
+        for weight, _ in module.named_parameters()
+    ]
 
 
 def _needs_reference(train: TrainConfig) -> bool:

@@ -1,0 +1,18 @@
+"""bitsandbytes, loaded when something needs it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+from trainer_svc.worker.modeling import config_error
+
+
+def load_bitsandbytes(key: str) -> Any:
+    """The library. Raises ConfigError, naming the key that needs it, where it is not installed."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it warns of kernels that are not needed here
+    try:
+        return importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise config_error(key, f"needs bitsandbytes, which is not installed ({error})") from error
