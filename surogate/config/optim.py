@@ -87,12 +87,15 @@ class OptimizerKeys(ConfigModel):
 class MemoryKeys(ConfigModel):
     """Time for memory."""
 
-    recompute: bool = True
+    recompute: bool | Literal["selective"] = True
     """Keep only the inputs of layers and compute the rest again for the gradient: less memory, about a third more
-    time. Worth turning off on CPU and for small models.
+    time. `selective` keeps the results of matrix products and attention too: most of the time is won back for part of
+    the memory. Worth turning off (false) on CPU and for small models.
     """
     lmhead_chunks: Size = 1
-    """Parts in which logits and loss are computed, ≥ 1: more parts, less memory for logits."""
+    """Parts in which logits and loss are computed, ≥ 1: more parts, less memory for logits. It is a lower bound: no
+    more than 16 MiB of logits are made at a time on CPU, 1 GiB on a GPU.
+    """
     offload_optimizer: bool = False
     """Keep the optimiser's state in host memory; each weight's is on the device only while that weight is updated. Same
     result, slower steps. No meaning on a CPU.

@@ -36,7 +36,7 @@ def test_chunks_change_neither_values_nor_gradients(
     weights = torch.randn(M)
     results = []
     for elements in (1 << 24, 7 * V):
-        monkeypatch.setattr(module, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setitem(module.CHUNK_ELEMENTS, "cpu", elements)
         found, entropy = token_logprobs(hidden, head, targets, temperature, vocab_size=V, with_entropy=True)
         gradients = torch.autograd.grad((found * weights).sum(), [hidden, head.weight])
         results.append((found, entropy, *gradients))

@@ -59,12 +59,14 @@ def load_model(train: TrainConfig, *, source: str | Path | None = None) -> tuple
             raise
         raise config_error("model", _unreadable(path, error)) from error
     use_packed_attention(model)
-    return model.to(device()), precision
+    return model.to(device(train)), precision
 
 
-def device() -> torch.device:
-    """Where the model trains: the CUDA device of this process if there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+def device(train: TrainConfig) -> torch.device:
+    """Where the model trains: this process's CUDA device, or the CPU where there is none or `cpu_training` says so."""
+    if train.cpu_training or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def vocab_size(model: PreTrainedModel) -> int:

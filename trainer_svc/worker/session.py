@@ -16,6 +16,7 @@ from trainer_svc.worker.modeling import load_model
 from trainer_svc.worker.optimizer import Optimizer
 from trainer_svc.worker.policy import Policy
 from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.recompute import use_recompute
 from trainer_svc.worker.schedule import Schedule
 from trainer_svc.worker.tokenizer import load_tokenizer
 
@@ -85,7 +86,8 @@ def load_session(kind: Kind, train: TrainConfig, output_dir: Path, weights: Path
     else:
         model, precision = load_model(train, source=weights)
         _freeze(model, train)
-        policy = Policy(model, precision, None)
+        policy = Policy(model, precision, None, chunks=train.lmhead_chunks)
+    use_recompute(policy.model, train)
     policy.train(True)
     reference = _load_reference(train) if kind == "grpo" and _needs_reference(train) and not train.lora else None
     return TrainingSession(kind, train, output_dir, policy, tokenizer, reference)
@@ -107,7 +109,7 @@ def _load_adapter(
         lora.load_weights(adapter, weights)
     elif train.adapter_path is not None and not merging:
         lora.load_weights(adapter, lora.adapter_folder(train.adapter_path, "adapter_path"))
-    return Policy(model, precision, adapter)
+    return Policy(model, precision, adapter, chunks=train.lmhead_chunks)
 
 
 def save_base(model: PreTrainedModel, precision: Precision, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -147,6 +149,6 @@ def _load_reference(train: TrainConfig) -> Policy:
     model, precision = load_model(train)
     model.requires_grad_(False)
     model.to(torch.float32 if precision.autocast is None else precision.autocast)
-    policy = Policy(model, precision, None)
+    policy = Policy(model, precision, None, chunks=train.lmhead_chunks)
     policy.train(False)
     return policy

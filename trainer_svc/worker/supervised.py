@@ -70,8 +70,8 @@ class SupervisedRun:
         session.policy.train(True)
         total = torch.zeros((), dtype=torch.float64)
         for documents in batches:
-            logprobs, _ = session.policy.logprobs(collate(documents, pad_to_multiple_of=train.pad_to_multiple_of))
-            loss = -logprobs.sum() / learned
+            batch = collate(documents, pad_to_multiple_of=train.pad_to_multiple_of)
+            loss = -session.policy.summed_logprob(batch) / learned
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach().double().cpu()
         found = finish_step(session, float(total), self._reporter.warning)
