@@ -8,6 +8,7 @@ within a fraction of `lease_seconds`.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, Row, case, select, update
@@ -56,6 +57,8 @@ def renew(connection: Connection, owner: str, lease_seconds: float) -> dict[str,
     return {row.job_id: row.cancel_requested for row in rows}
 
 
-def release(connection: Connection, owner: str) -> None:
-    """Lets go of all jobs of `owner`: another may run them at once."""
-    connection.execute(update(jobs).where(jobs.c.owner == owner).values(owner=None, lease_until=None))
+def release(connection: Connection, owner: str, job_ids: Collection[str] | None = None) -> None:
+    """Lets go of jobs of `owner`, of all if none are named: whoever comes first may run them at once."""
+    mine = jobs.c.owner == owner
+    named = mine if job_ids is None else mine & jobs.c.job_id.in_(job_ids)
+    connection.execute(update(jobs).where(named).values(owner=None, lease_until=None))

@@ -42,6 +42,8 @@ class JobRunner:
         self._bell = bell
         self.identity = identity or make_identity()
         self._running: dict[str, tuple[JobContext, asyncio.Task[None]]] = {}
+        self._let_go: set[str] = set()
+        """Jobs whose end the store could not be told: their leases are given back, so that they are taken up again."""
         self._woken = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -121,6 +123,7 @@ class JobRunner:
         self._running.pop(job_id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a job was let go of", job=job_id, error=str(error))
+            self._let_go.add(job_id)
         self.wake()
 
     async def _keep_leases(self) -> None:
@@ -129,6 +132,10 @@ class JobRunner:
         counts = await self._database.read(store.count_by_state)
         for state, count in counts.items():
             metrics.JOBS.labels(state).set(count)
+        if let_go := set(self._let_go):
+            await self._database.write(lambda c: leases.release(c, self.identity, let_go))
+            self._let_go -= let_go
+            self.wake()
         held = await self._database.write(lambda c: leases.renew(c, self.identity, seconds))
         for job_id, (ctx, task) in list(self._running.items()):
             if job_id not in held:

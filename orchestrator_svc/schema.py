@@ -93,6 +93,9 @@ def create_tables(connection: Connection) -> None:
     Raises:
         FailedPreconditionError: The database was written by another version of the program.
     """
+    from orchestrator_svc.grpo import ledger  # its tables join `metadata` when it is imported, and it imports this file
+
+    assert ledger.draws.metadata is metadata
     metadata.create_all(connection)
     found = connection.execute(select(schema_version.c.version)).scalar()
     if found is None:

@@ -20,6 +20,7 @@ from surogate.errors import (
     InvalidInputError,
     NotFoundError,
     OutOfRangeError,
+    UnavailableError,
 )
 from surogate.v1 import job_pb2
 from tests.helpers.orchestrator import ENDED, Orchestrator, State, orchestrating, sft_config
@@ -149,6 +150,21 @@ async def test_a_full_queue_says_when_to_come_back(orchestrator: Orchestrator) -
     with pytest.raises(BusyError) as caught:
         await orchestrator.create(sft_config(output_dir="one-too-many"))
     assert caught.value.retry_after > 0
+
+
+async def test_a_job_whose_store_failed_is_taken_up_again(tmp_path: Path) -> None:
+    attempts = []
+
+    async def run(ctx: JobContext, _pool: WorkerPool) -> None:
+        attempts.append(ctx.resumed)
+        if len(attempts) == 1:
+            raise UnavailableError("the job store does not answer", reason="STORE_UNAVAILABLE")
+
+    async with orchestrating(tmp_path, {"sft": run}, EmptyLauncher(), lease_seconds=0.6) as orchestrator:
+        job = await orchestrator.create(sft_config())
+        done = await orchestrator.ended(job.name)
+    assert done.state == State.STATE_SUCCEEDED
+    assert attempts == [False, True]
 
 
 async def test_cancelling_a_running_job_lets_it_save(orchestrator: Orchestrator) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -218,6 +220,19 @@ def test_a_store_that_cannot_be_used_names_the_setting() -> None:
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="store_url"):
         Database.open("jobs.db")
+
+
+def test_a_new_store_has_the_tables_of_every_kind_of_job(tmp_path: Path) -> None:
+    code = (
+        "import sys; from orchestrator_svc import lifespan; from orchestrator_svc.database import Database; "
+        "engine = Database.open(sys.argv[1]).engine\n"
+        "with engine.begin() as connection: lifespan.create_tables(connection)\n"
+        "from sqlalchemy import inspect; print(inspect(engine).get_table_names())"
+    )
+    # In a process of its own, as a test before this one may have imported everything.
+    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/jobs.db"]
+    tables = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(f"'{name}'" in tables for name in ("jobs", "events", "grpo_draws", "grpo_steps", "grpo_evaluations"))
 
 
 async def test_tables_of_another_version_are_refused(database: Database) -> None:
