@@ -16,6 +16,8 @@ def prepare(settings: InferenceSettings) -> None:
         "VLLM_CONFIGURE_LOGGING": "0",
         # Replicas and the trainer may share few cores: threads pinned to the same core would be the worst of choices.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # The trainer computes at the same time: threads that spin while they wait would take its cores, and it ours.
+        "OMP_WAIT_POLICY": "PASSIVE",
         ENGINE_LOG: f"{settings.log_format} {settings.log_level}",
     }
     for name, value in defaults.items():

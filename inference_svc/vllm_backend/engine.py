@@ -49,6 +49,7 @@ class VllmEngine:
         """What remains after the model is loaded: the version that it has, the adapter that adds nothing, scoring."""
         await self._llm.update_weight_version("0")
         await self._load_zero_adapter()
+        await self._llm.collective_rpc("install_generators")
         self._scores_at_temperature = all(await self._llm.collective_rpc("install_scoring"))
 
     async def generate(self, prompt: Sequence[int], n: int, sampling: common_pb2.SamplingParams) -> Group:

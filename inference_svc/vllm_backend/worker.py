@@ -1,4 +1,4 @@
-"""What is added to vLLM's workers: scoring of prompts at a temperature.
+"""What is added to vLLM's workers: scoring of prompts at a temperature, and seeds that last on CPU.
 
 vLLM gives prompt logprobs of the raw distribution whatever the request's temperature. Sampler logprobs are those at the
 temperature, so scores that are to be compared with them must be too.
@@ -11,6 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from vllm.platforms import current_platform
+
+from inference_svc.vllm_backend.generators import spare_discarded
 
 _Compute = Callable[[torch.Tensor, dict[str, int]], dict[str, Any]]
 
@@ -19,6 +22,11 @@ class WorkerExtension:
     """Mixed into vLLM's worker class (`worker_extension_cls`); called by `collective_rpc`."""
 
     model_runner: Any
+
+    def install_generators(self) -> None:
+        """Makes seeded requests survive on CPU that their prompt is computed over several steps."""
+        if current_platform.is_cpu():
+            spare_discarded(self.model_runner)
 
     def install_scoring(self) -> bool:
         """Makes prompt logprobs follow each request's temperature; False where the model runner has no place for it."""
