@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator_svc import store
 from orchestrator_svc.bell import Bell
+from orchestrator_svc.custom_code import check_allowed
 from orchestrator_svc.database import Database
 from orchestrator_svc.journal import read_events
 from orchestrator_svc.messages import ENDED, KINDS, to_job
@@ -143,6 +144,9 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         restricted = self._settings.restrict_paths
         if root is not None and (restricted or restricted is None):
             check_paths(given, root)
+        if resolved.kind == "grpo" and resolved.orch.advantage.import_path:
+            path = resolved.orch.advantage.import_path
+            check_allowed(path, self._settings.custom_modules, "orch.advantage.import_path")
         job_id = request.job_id or make_job_id(resolved.kind)
         config = resolved.to_dict()
         _anchor_checkpoints(config, root)

@@ -41,6 +41,10 @@ class OrchestratorSettings(ServiceSettings):
     restrict_paths: bool | None = None
     """Whether jobs may write under output_root only. Unset means yes if output_root is set."""
 
+    custom_modules: list[str] = Field(default_factory=list)
+    """Python modules whose functions jobs may run in this process (orch.advantage.import_path), submodules included;
+    `*` is all, for an orchestrator of one user."""
+
     max_running_jobs: int = Field(1, ge=1)
     """Jobs run at once by this orchestrator; more wait in the queue."""
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from surogate.errors import FailedPreconditionError
+
 Floats = NDArray[np.float64]
+
+Advantage = Callable[[Floats, Floats], Floats]
+"""Advantages (G,) of a group's rewards (G,) and completion lengths in tokens (G,)."""
 
 STD_EPSILON = 1e-4
 """Added to the standard deviation, so that a group of nearly equal rewards does not blow up."""
@@ -38,6 +44,32 @@ def advantages(
     if kind == "std_normalized":
         centred /= rewards_G.std(ddof=1) + STD_EPSILON
     return centred
+
+
+class AdvantageFunctionError(FailedPreconditionError):
+    """The user's function failed, or did not return advantages."""
+
+    reason = "ADVANTAGE_FUNCTION_FAILED"
+
+
+def custom(function: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> Advantage:
+    """The user's function as an `Advantage` that is checked: one finite number for each rollout.
+
+    It raises AdvantageFunctionError, naming the function.
+    """
+
+    def call(rewards_G: Floats, lengths_G: Floats) -> Floats:  # noqa: N803
+        try:
+            found = np.asarray(function(rewards_G.copy(), lengths_G.copy(), **kwargs), np.float64)
+        except Exception as error:
+            raise AdvantageFunctionError(f"{name} failed: {type(error).__name__}: {error}") from error
+        if found.shape != rewards_G.shape or not np.isfinite(found).all():
+            raise AdvantageFunctionError(
+                f"{name} must return {len(rewards_G)} finite numbers, one for each rollout; it returned {found}"
+            )
+        return found
+
+    return call
 
 
 def has_signal(rewards_G: Floats) -> bool:  # noqa: N803

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from orchestrator_svc.grpo.advantage import has_signal
 from orchestrator_svc.grpo.clock import Stopwatch
 from orchestrator_svc.grpo.draws import Drawer
+from orchestrator_svc.grpo.filters import sort_out
 from orchestrator_svc.grpo.generation import GenerationRequest, Generator
 from orchestrator_svc.grpo.groups import Cause, Draw, Dropped, Group, Rollout
 from orchestrator_svc.grpo.plan import Plan
@@ -37,10 +38,9 @@ FATAL = (
 )
 """Failures that another prompt would meet as well: the job fails with them."""
 
-MIN_GROUP = 2
-"""A rollout alone has nothing to be compared with."""
-
 _BROKEN = (Cause.REWARD, Cause.GENERATION)
+_SCORED = (Cause.ZERO_SIGNAL, Cause.SURPLUS)
+"""Causes for which a group is dropped after it was scored."""
 
 
 class NothingToTrainError(FailedPreconditionError):
@@ -59,6 +59,10 @@ class Batch:
     dropped: list[Dropped] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """What went wrong with single rollouts, for people."""
+    generated: int = 0
+    """Rollouts that the filters saw."""
+    filtered: Counter[str] = field(default_factory=Counter)
+    """Of those, how many each filter found."""
     generating: Stopwatch = field(default_factory=Stopwatch)
     scoring: Stopwatch = field(default_factory=Stopwatch)
 
@@ -66,6 +70,11 @@ class Batch:
     def draws(self) -> list[Draw]:
         """Draws that came to an end, a good one or not."""
         return [group.draw for group in self.groups] + [drop.draw for drop in self.dropped]
+
+    @property
+    def scored(self) -> list[Group]:
+        """Groups that have rewards, trained on or not."""
+        return self.groups + [drop.group for drop in self.dropped if drop.cause in _SCORED and drop.group]
 
     @property
     def causes(self) -> Counter[Cause]:
@@ -135,8 +144,11 @@ class Collector:
             raise
         except SurogateError as error:
             return Dropped(draw, Cause.GENERATION, str(error))
-        if len(rollouts) < MIN_GROUP:
+        if len(rollouts) < self._plan.min_group:
             return Dropped(draw, Cause.GENERATION, "the engine gave up on the rollouts")
+        rollouts = self._filter(batch, rollouts)
+        if len(rollouts) < self._plan.min_group:
+            return Dropped(draw, Cause.FILTERED)
         group = Group(draw, rollouts, batch.temperature)
         if batch.step - 1 - group.oldest_version > self._plan.max_off_policy_steps:
             return Dropped(draw, Cause.STALE, group=group)
@@ -149,9 +161,21 @@ class Collector:
             return Dropped(draw, Cause.REWARD, str(error))
         if problem:
             batch.problems.append(problem)
-        if len(group.rollouts) < MIN_GROUP:
+        if len(group.rollouts) < self._plan.min_group:
             return Dropped(draw, Cause.REWARD, problem)
-        return group if has_signal(group.rewards) else Dropped(draw, Cause.ZERO_SIGNAL, group=group)
+        return group if self._teaches(group) else Dropped(draw, Cause.ZERO_SIGNAL, group=group)
+
+    def _filter(self, batch: Batch, rollouts: list[Rollout]) -> list[Rollout]:
+        kept, found = sort_out(rollouts, self._plan.filters, self._plan.vocabulary)
+        batch.generated += len(rollouts)
+        batch.filtered.update(found)
+        return kept
+
+    def _teaches(self, group: Group) -> bool:
+        plan = self._plan
+        if plan.drop_extremes and group.rewards.mean() in (0.0, 1.0):
+            return False
+        return has_signal(group.rewards) or not plan.needs_signal
 
     async def _generate(self, batch: Batch, draw: Draw) -> list[Rollout]:
         plan, prompt = self._plan, draw.prompt
@@ -173,6 +197,10 @@ class Collector:
     async def _score(self, draw: Draw, rollouts: list[Rollout]) -> tuple[list[Rollout], str]:
         for rollout, text in zip(rollouts, self._tokenizer.decode([r.token_ids for r in rollouts]), strict=True):
             rollout.text = text
+        if not self._plan.ask_rewards:
+            for rollout in rollouts:
+                rollout.reward = 0.0
+            return rollouts, ""
         return await self._scorer.score(draw.prompt.environment, draw.prompt.example, draw.group_id, rollouts)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from orchestrator_svc.grpo.book import PromptBook
 from orchestrator_svc.grpo.groups import Draw
 from orchestrator_svc.grpo.ledger import Ledger, OpenDraw
-from orchestrator_svc.grpo.prompts import PromptBook
+from orchestrator_svc.grpo.pools import Moves, Pool
 
 
 class Drawer:
@@ -21,21 +22,34 @@ class Drawer:
         self._unfinished = list(unfinished)
 
     async def take(self, step: int, count: int) -> list[Draw]:
-        """Draws `count` prompts for a step. Unfinished draws of that step, or of earlier ones, come first."""
+        """Draws `count` prompts for a step, fewer when there are no more that may be drawn.
+
+        Unfinished draws of that step, or of earlier ones, come first.
+        """
         again = [item for item in self._unfinished if item.step <= step][:count]
         taken = {item.ordinal for item in again}
         self._unfinished = [item for item in self._unfinished if item.ordinal not in taken]
         repeated = [Draw(item.ordinal, step, self._book.named(item.prompt)) for item in again]
-        fresh = range(self._next, self._next + count - len(again))
-        self._next = fresh.stop
-        new = [Draw(ordinal, step, self._book.at(ordinal)) for ordinal in fresh]
+        new, moves = self._fresh(step, count - len(again))
         try:
-            if new:
-                await self._ledger.draw(new)
+            if new or moves:
+                await self._ledger.draw(new, moves)
         except asyncio.CancelledError:
             self.give_back(repeated + new)  # the write is seen through
             raise
         return repeated + new
+
+    def _fresh(self, step: int, count: int) -> tuple[list[Draw], Moves]:
+        new: list[Draw] = []
+        moves: dict[str, Pool | None] = {}
+        for _ in range(count):
+            moves |= self._book.pools.recycle(len(self._book.prompts), self._next)
+            drawn = self._book.draw(self._next)
+            if drawn is None:
+                break
+            new.append(Draw(self._next, step, drawn.prompt, drawn.deck, drawn.position))
+            self._next += 1
+        return new, moves
 
     def give_back(self, draws: Sequence[Draw]) -> None:
         """Takes draws that came to no end: they are drawn again, the same prompts."""

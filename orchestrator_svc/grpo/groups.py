@@ -24,6 +24,8 @@ class Cause(StrEnum):
     """Fewer than two of its rollouts could be scored."""
     GENERATION = "generation"
     """Fewer than two of its rollouts were generated."""
+    FILTERED = "filtered"
+    """Filters left fewer rollouts of it than a group needs."""
     SURPLUS = "surplus"
     """The step was full before it was ready (oversampling_factor above 1)."""
     CANCELLED = "cancelled"
@@ -49,11 +51,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Draw:
-    """A prompt drawn for a step. `ordinal` counts all draws of the job, from 0."""
+    """A prompt drawn for a step. `ordinal` counts all draws of the job, from 0; `deck` and `position` tell where the
+    prompt lay."""
 
     ordinal: int
     step: int
     prompt: Prompt
+    deck: str = ""
+    position: int = 0
 
     @property
     def group_id(self) -> str:

@@ -14,13 +14,12 @@ from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.ahead import Ahead
 from orchestrator_svc.grpo.batch import Collector
 from orchestrator_svc.grpo.canary import Canary
-from orchestrator_svc.grpo.draws import Drawer
 from orchestrator_svc.grpo.evaluate import Evaluator
 from orchestrator_svc.grpo.generation import Generator
 from orchestrator_svc.grpo.groups import Cause
 from orchestrator_svc.grpo.ledger import Ledger
 from orchestrator_svc.grpo.loop import GrpoLoop
-from orchestrator_svc.grpo.opening import first_ordinal, fit, open_environments, open_trainer, prepare_prompts
+from orchestrator_svc.grpo.opening import fit, open_book, open_environments, open_trainer, prepare_prompts
 from orchestrator_svc.grpo.replicas import Replicas
 from orchestrator_svc.grpo.report import Reporter
 from orchestrator_svc.grpo.scoring import Scorer
@@ -83,12 +82,11 @@ async def _put_together(
     await replicas.start()
 
     plan = fit(settings.plan, replicas, settings)
-    book, held_out = await prepare_prompts(ctx, plan, environments, tokenizer)
+    prompts, held_out = await prepare_prompts(ctx, plan, environments, tokenizer)
+    book, drawer = await open_book(ctx, settings, plan, prompts, ledger, trainer.step)
     generator = Generator(replicas, timeout=settings.timeout)
     by_key = {item.environment.key: item.environment for item in environments}
     scorer = Scorer(by_key, job=ctx.job_id, patience=settings.timeout)
-    first = await ledger.next_ordinal() or first_ordinal(settings, trainer.step)
-    drawer = Drawer(book, ledger, first=first, unfinished=await ledger.open_draws())
     last = await ledger.last_step()
     collect = Collector(plan, drawer, generator, scorer, tokenizer).collect
     ahead = Ahead(collect, first=max(trainer.step, last.step if last else 0) + 1, last=plan.max_steps)
@@ -97,6 +95,7 @@ async def _put_together(
         ctx,
         plan,
         ledger=ledger,
+        book=book,
         trainer=trainer,
         replicas=replicas,
         ahead=ahead,

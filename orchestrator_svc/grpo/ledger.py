@@ -28,6 +28,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    delete,
     func,
     insert,
     select,
@@ -36,6 +37,7 @@ from sqlalchemy import (
 
 from orchestrator_svc.database import Database
 from orchestrator_svc.grpo.groups import Cause, Draw, Dropped, Group
+from orchestrator_svc.grpo.pools import Moves, Pool
 from orchestrator_svc.schema import metadata
 from surogate.v1 import trainer_pb2
 
@@ -70,6 +72,8 @@ draws = Table(
     Column("ordinal", BigInteger, primary_key=True, autoincrement=False),
     Column("step", BigInteger, nullable=False),
     Column("prompt", Text, nullable=False),
+    Column("deck", String(255), nullable=False),
+    Column("position", BigInteger, nullable=False),
     Column("state", String(16), nullable=False),
     Column("cause", String(32), nullable=False, default=""),
     Column("oldest_version", BigInteger),
@@ -88,6 +92,14 @@ steps = Table(
     # A zlib-compressed surogate.v1.TrainStepSamples; NULL once a checkpoint covers the step.
     Column("samples", LargeBinary),
     Column("metrics", JSON, nullable=False),
+)
+
+laid_aside = Table(
+    "grpo_laid_aside",
+    metadata,
+    Column("job_id", ForeignKey("jobs.job_id", ondelete="CASCADE"), primary_key=True),
+    Column("prompt", Text, primary_key=True),
+    Column("pool", String(16), nullable=False),
 )
 
 evaluations = Table(
@@ -142,6 +154,18 @@ class Ledger:
         newest = await self._database.read(lambda c: c.execute(query).scalar())
         return 0 if newest is None else int(newest) + 1
 
+    async def next_positions(self) -> dict[str, int]:
+        """Where each deck goes on: one more than the highest position that was drawn of it."""
+        query = select(draws.c.deck, func.max(draws.c.position) + 1).where(self._mine(draws)).group_by(draws.c.deck)
+        rows = await self._database.read(lambda c: c.execute(query).all())
+        return {deck: int(position) for deck, position in rows}
+
+    async def laid_aside(self) -> dict[str, Pool]:
+        """Prompts that are not drawn, by key."""
+        query = select(laid_aside.c.prompt, laid_aside.c.pool).where(self._mine(laid_aside))
+        rows = await self._database.read(lambda c: c.execute(query).all())
+        return {key: Pool(pool) for key, pool in rows}
+
     async def last_step(self) -> StepRow | None:
         """The newest prepared step; None for a new job."""
         query = select(steps.c.step, steps.c.state, steps.c.metrics).where(self._mine(steps))
@@ -172,19 +196,27 @@ class Ledger:
         query = select(steps.c.metrics).where(self._mine(steps), steps.c.step == step)
         return dict(await self._database.read(lambda c: c.execute(query).scalar_one()))
 
-    async def draw(self, drawn: Sequence[Draw]) -> None:
-        """Writes new draws."""
+    async def draw(self, drawn: Sequence[Draw], moves: Moves) -> None:
+        """Writes new draws, and the prompts that were moved for them."""
         rows = [
             {
                 "job_id": self._job_id,
                 "ordinal": draw.ordinal,
                 "step": draw.step,
                 "prompt": draw.prompt.key,
+                "deck": draw.deck,
+                "position": draw.position,
                 "state": DrawState.DRAWN,
             }
             for draw in drawn
         ]
-        await self._write(lambda c: _ignore(c.execute(insert(draws), rows)))
+
+        def work(connection: Connection) -> None:
+            if rows:
+                connection.execute(insert(draws), rows)
+            self._move(connection, moves)
+
+        await self._write(work)
 
     async def prepare(
         self,
@@ -193,8 +225,10 @@ class Ledger:
         metrics: Mapping[str, float],
         trained: Sequence[Group],
         dropped: Sequence[Dropped],
+        moves: Moves,
     ) -> None:
-        """Writes a step's samples, and the end of every draw that went into it, in one transaction."""
+        """Writes a step's samples, the end of every draw that went into it, and the prompts that were moved after it,
+        in one transaction."""
         blob = await asyncio.to_thread(_pack, samples)
         row = {
             "job_id": self._job_id,
@@ -211,8 +245,14 @@ class Ledger:
                 self._end(connection, group.draw, step, **_trained(group))
             for drop in dropped:
                 self._end(connection, drop.draw, step, **_dropped(drop))
+            self._move(connection, moves)
 
         await self._write(work)
+
+    async def move(self, moves: Moves) -> None:
+        """Writes that prompts were laid aside, or brought back."""
+        if moves:
+            await self._write(lambda connection: self._move(connection, moves))
 
     async def mark_trained(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes that the trainer has answered, and what it said."""
@@ -245,6 +285,12 @@ class Ledger:
         one = self._mine(draws) & (draws.c.ordinal == draw.ordinal) & (draws.c.state == DrawState.DRAWN)
         changed = connection.execute(update(draws).where(one).values(step=step, **values)).rowcount
         assert changed == 1, f"draw {draw.ordinal} has ended before"
+
+    def _move(self, connection: Connection, moves: Moves) -> None:
+        for key, pool in moves.items():
+            connection.execute(delete(laid_aside).where(self._mine(laid_aside), laid_aside.c.prompt == key))
+            if pool is not None:
+                connection.execute(insert(laid_aside), {"job_id": self._job_id, "prompt": key, "pool": pool})
 
     def _mine(self, table: Table) -> Any:
         return table.c.job_id == self._job_id

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
 from orchestrator_svc.context import JobContext
-from orchestrator_svc.grpo.advantage import advantages
 from orchestrator_svc.grpo.ahead import Ahead
 from orchestrator_svc.grpo.batch import Batch
+from orchestrator_svc.grpo.book import PromptBook
 from orchestrator_svc.grpo.canary import Canary
 from orchestrator_svc.grpo.evaluate import Evaluator, HeldOut
 from orchestrator_svc.grpo.ledger import Ledger, StepState
 from orchestrator_svc.grpo.metrics import batch_metrics, step_clock, trained_tokens
 from orchestrator_svc.grpo.plan import Plan
+from orchestrator_svc.grpo.pools_file import save_pools
 from orchestrator_svc.grpo.replicas import Replicas
 from orchestrator_svc.grpo.report import Reporter
 from orchestrator_svc.grpo.samples import training_samples
@@ -35,6 +37,7 @@ class GrpoLoop:
         plan: Plan,
         *,
         ledger: Ledger,
+        book: PromptBook,
         trainer: Trainer,
         replicas: Replicas,
         ahead: Ahead,
@@ -47,6 +50,7 @@ class GrpoLoop:
         self._ctx = ctx
         self._plan = plan
         self._ledger = ledger
+        self._book = book
         self._trainer = trainer
         self._replicas = replicas
         self._ahead = ahead
@@ -74,6 +78,7 @@ class GrpoLoop:
             await self._save()
             raise
         await self._reporter.checkpoint(await self._trainer.checkpoint(final=True), final=True)
+        await self._save_pools(self._plan.max_steps)
         await self._reporter.plot()
 
     async def _save(self) -> None:
@@ -111,7 +116,8 @@ class GrpoLoop:
         batch = await unless(self._ctx.cancelled, self._ahead.take(step))
         samples = self._weighed(batch)
         said = {**batch_metrics(batch), "tokens/trained": float(trained_tokens(batch.groups))}
-        await self._ledger.prepare(step, samples, said, batch.groups, batch.dropped)
+        moves = self._book.pools.classify(batch.scored)
+        await self._ledger.prepare(step, samples, said, batch.groups, batch.dropped, moves)
         await self._reporter.batch(batch)
         return samples, said
 
@@ -122,12 +128,7 @@ class GrpoLoop:
             for group in batch.groups
             for sample in training_samples(
                 group,
-                advantages(
-                    group.rewards,
-                    group.lengths,
-                    kind=plan.advantage,
-                    length_weighted_mean=plan.length_weighted_mean,
-                ),
+                plan.advantage(group.rewards, group.lengths),
                 repetition_penalty=plan.sampling.repetition_penalty,
             )
         ]
@@ -149,6 +150,13 @@ class GrpoLoop:
     async def _checkpoint(self, step: int) -> None:
         if step > self._reporter.checkpoint_step:
             await self._reporter.checkpoint(await self._trainer.checkpoint())
+            await self._save_pools(step)
+
+    async def _save_pools(self, step: int) -> None:
+        book, keys = self._book, self._plan.hash_keys
+        aside = dict(book.pools.laid_aside)
+        if aside:
+            await asyncio.to_thread(save_pools, self._ctx.output_dir, step, aside, book.prompts, keys)
 
     def _evaluation_is_due(self, step: int) -> bool:
         plan = self._plan

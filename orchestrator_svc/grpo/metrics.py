@@ -16,7 +16,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     """What the rollouts of a step say. Rewards and lengths count groups without signal too: leaving those out would
     make a policy that always succeeds look like one that never does."""
     kept = batch.groups + [drop.group for drop in batch.dropped if drop.cause is Cause.ZERO_SIGNAL and drop.group]
-    rollouts = [rollout for group in kept for rollout in group.rollouts]
+    rollouts = _rollouts(kept)
     causes = batch.causes
     lags = [batch.step - 1 - group.oldest_version for group in batch.groups]
     values = rollout_metrics(rollouts) | {
@@ -28,8 +28,28 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
         names.TIME_GENERATE: batch.generating.seconds,
         names.TIME_SCORE: batch.scoring.seconds,
     }
-    others = (Cause.STALE, Cause.REWARD, Cause.GENERATION, Cause.SURPLUS)
-    return values | {f"groups/{cause}": float(causes[cause]) for cause in others if causes[cause]}
+    others = (Cause.STALE, Cause.REWARD, Cause.GENERATION, Cause.FILTERED, Cause.SURPLUS)
+    values |= {f"groups/{cause}": float(causes[cause]) for cause in others if causes[cause]}
+    values |= {f"filter/{name}": count / batch.generated for name, count in batch.filtered.items()}
+    return values | _by_environment(kept)
+
+
+def _by_environment(groups: Sequence[Group]) -> dict[str, float]:
+    """`env/<environment>/<name>`: what the rollouts of each environment say, where there are several."""
+    of: defaultdict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        of[group.draw.prompt.environment].append(group)
+    if len(of) < 2:
+        return {}
+    return {
+        f"env/{key}/{name}": value
+        for key, own in sorted(of.items())
+        for name, value in {**rollout_metrics(_rollouts(own)), "groups": float(len(own))}.items()
+    }
+
+
+def _rollouts(groups: Iterable[Group]) -> list[Rollout]:
+    return [rollout for group in groups for rollout in group.rollouts]
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

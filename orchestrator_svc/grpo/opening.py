@@ -9,12 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator_svc.context import JobContext
+from orchestrator_svc.grpo.book import PromptBook
 from orchestrator_svc.grpo.dataset import prompt_digest
+from orchestrator_svc.grpo.draws import Drawer
 from orchestrator_svc.grpo.evaluate import HeldOut
 from orchestrator_svc.grpo.groups import Prompt
 from orchestrator_svc.grpo.ledger import Ledger, StepState
 from orchestrator_svc.grpo.plan import Plan
-from orchestrator_svc.grpo.prompts import Examples, PromptBook, TooLong, Wanted, gather_examples, tokenize
+from orchestrator_svc.grpo.pools import Pools
+from orchestrator_svc.grpo.pools_file import load_pools
+from orchestrator_svc.grpo.prompts import Examples, TooLong, Wanted, gather_examples, tokenize
 from orchestrator_svc.grpo.replicas import Replicas
 from orchestrator_svc.grpo.report import origin_state
 from orchestrator_svc.grpo.scoring import Environment
@@ -122,11 +126,6 @@ def _first_origin(ctx: JobContext, settings: Settings) -> Origin:
     return Origin(str(Path(ctx.output_dir) / f"checkpoint-{settings.resume_step}"), fresh=False)
 
 
-def first_ordinal(settings: Settings, start_step: int) -> int:
-    """Ordinal of a new job's first draw: after a checkpoint, past the prompts that led to it."""
-    return 0 if settings.skip_progress else start_step * settings.plan.groups_per_step
-
-
 def fit(plan: Plan, replicas: Replicas, settings: Settings) -> Plan:
     """The plan within what the replicas can do.
 
@@ -144,14 +143,15 @@ def fit(plan: Plan, replicas: Replicas, settings: Settings) -> Plan:
         raise ConfigError.of([Violation("infer.max_lora_rank", message)])
     if len({model.vocab_size for model in models}) > 1:
         raise FailedPreconditionError("the inference replicas serve different models", reason="REPLICAS_DIFFER")
+    least_vocabulary = min(model.vocab_size for model in models)
     context = min([plan.context, *(model.max_model_len for model in models if model.max_model_len)])
-    return replace(plan, context=context)
+    return replace(plan, context=context, vocabulary=max(least_vocabulary, 1))
 
 
 async def prepare_prompts(
     ctx: JobContext, plan: Plan, environments: Sequence[OpenEnvironment], tokenizer: ChatTokenizer
-) -> tuple[PromptBook, list[HeldOut]]:
-    """Tokenizes all examples: the training prompts in one book, the held-out ones by environment."""
+) -> tuple[list[Prompt], list[HeldOut]]:
+    """Tokenizes all examples: those to train on, and the held-out ones by environment."""
     prompts: list[Prompt] = []
     held_out = []
     for item in environments:
@@ -165,7 +165,37 @@ async def prepare_prompts(
             held_out.append(HeldOut(key, held, item.spec.rollouts_per_example))
         for left_out in (too_long, too_long_held):
             await _tell(ctx, left_out, plan.context)
-    return PromptBook(prompts, plan.seed), held_out
+    return prompts, held_out
+
+
+async def open_book(
+    ctx: JobContext, settings: Settings, plan: Plan, prompts: Sequence[Prompt], ledger: Ledger, step: int
+) -> tuple[PromptBook, Drawer]:
+    """The prompts in their order, and the drawer that goes on where the ledger says.
+
+    A new job that goes on from the checkpoint of `step` takes over what was laid aside then.
+
+    Raises:
+        ConfigError: There are fewer prompts than will be drawn, and none may be drawn twice.
+    """
+    first = await ledger.next_ordinal()
+    pools = Pools(plan.difficulty, await ledger.laid_aside())
+    if not first and step and not settings.skip_buffer:
+        found = await asyncio.to_thread(load_pools, ctx.output_dir, step, prompts, plan.hash_keys)
+        pools = Pools(plan.difficulty, found)
+        pools.begin_anew()
+        await ledger.move(pools.laid_aside)
+    book = PromptBook(prompts, plan.difficulty.seed, ratios=plan.ratios, once=plan.draw_once, pools=pools)
+    if first:
+        book.go_on(await ledger.next_positions())
+    elif not settings.skip_progress:
+        first = step * plan.groups_per_step
+        book.skip(first)
+    needed = plan.max_steps * plan.groups_per_step
+    if plan.draw_once and len(prompts) < needed:
+        message = f"{plan.max_steps} steps draw {needed} prompts, and there are {len(prompts)}"
+        raise ConfigError.of([Violation("orch.buffer.sample_without_replacement", message)])
+    return book, Drawer(book, ledger, first=first, unfinished=await ledger.open_draws())
 
 
 async def _tell(ctx: JobContext, left_out: TooLong | None, context: int) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from orchestrator_svc.grpo.advantage import Advantage, advantages
+from orchestrator_svc.grpo.filters import Filter
+from orchestrator_svc.grpo.pools import Difficulty
 from orchestrator_svc.grpo.sampling import Sampling
 
 
@@ -27,8 +30,25 @@ class Plan:
     """Groups started for a step, as a multiple of those that it trains on."""
     refill_rounds: int = 4
     """Prompts drawn in place of dropped ones, at most, as a multiple of `groups_per_step`; 0 is off."""
-    advantage: Literal["default", "std_normalized"] = "default"
-    length_weighted_mean: bool = False
+    advantage: Advantage = field(default=advantages)
+    """Advantages (G,) of rewards (G,) and completion lengths (G,)."""
+    needs_signal: bool = True
+    """Whether groups of equal rewards are left out: they have no advantages, unless those are the user's own."""
+    drop_extremes: bool = False
+    """Whether groups whose mean reward is 0 or 1 are left out."""
+    ask_rewards: bool = True
+    """Whether rollouts are scored; otherwise all rewards are 0."""
+    filters: Sequence[Filter] = ()
+    vocabulary: int = 1
+    """Tokens that the model knows, as its replicas say."""
+    difficulty: Difficulty = field(default_factory=Difficulty)
+    """When prompts are laid aside."""
+    draw_once: bool = False
+    """Whether no prompt is drawn twice."""
+    ratios: Mapping[str, float] | None = None
+    """Shares of environments in the prompts, by key; None is by the number of their prompts."""
+    hash_keys: Sequence[str] = ("task", "prompt")
+    """What tells an example from others when a job goes on from a checkpoint."""
     checkpoint_interval: int = 0
     """Steps between checkpoints; 0 is none but the last."""
     evaluation_interval: int = 0
@@ -45,6 +65,11 @@ class Plan:
     def run_ahead(self) -> int:
         """Steps that generation runs ahead: no further than its rollouts could still be trained on."""
         return min(self.max_async_level, self.max_off_policy_steps)
+
+    @property
+    def min_group(self) -> int:
+        """Rollouts that a group needs: one alone has nothing to be compared with."""
+        return 2 if self.needs_signal else 1
 
     @property
     def groups_started(self) -> int:

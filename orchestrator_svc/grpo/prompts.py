@@ -1,17 +1,16 @@
-"""The prompts of a job: gathered and tokenized once at the start, then drawn in an order that the seed decides."""
+"""The prompts of a job, gathered and tokenized once at the start."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from orchestrator_svc.grpo.dataset import read_examples, split_held_out
 from orchestrator_svc.grpo.groups import Prompt
 from orchestrator_svc.grpo.scoring import Environment
 from orchestrator_svc.grpo.tokenizer import ChatTokenizer
-from surogate.errors import ConfigError, FailedPreconditionError, UnimplementedError, Violation
+from surogate.errors import ConfigError, UnimplementedError, Violation
 from surogate.structs import from_struct
 from surogate.v1 import reward_pb2
 
@@ -93,44 +92,6 @@ class TooLong:
     first: str
     """Key of the first one."""
     first_tokens: int
-
-
-@dataclass
-class PromptBook:
-    """All the training prompts, in the order in which draws take them: shuffled anew for each pass over them."""
-
-    prompts: Sequence[Prompt]
-    seed: int
-    _order: list[int] = field(default_factory=list, init=False)
-    _epoch: int = field(default=-1, init=False)
-    _by_key: Mapping[str, Prompt] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        self._by_key = {prompt.key: prompt for prompt in self.prompts}
-
-    def at(self, ordinal: int) -> Prompt:
-        """The prompt of a draw: the same one for the same seed and prompts."""
-        epoch, position = divmod(ordinal, len(self.prompts))
-        if epoch != self._epoch:
-            self._order = list(range(len(self.prompts)))
-            random.Random(f"{self.seed}/{epoch}").shuffle(self._order)  # noqa: S311 - an order, not a secret
-            self._epoch = epoch
-        return self.prompts[self._order[position]]
-
-    def named(self, key: str) -> Prompt:
-        """The prompt that an unfinished draw names.
-
-        Raises:
-            FailedPreconditionError: The environment no longer has it.
-        """
-        prompt = self._by_key.get(key)
-        if prompt is None:
-            raise FailedPreconditionError(
-                f"this job drew the prompt {key}, which its environment no longer gives: restore the environment's "
-                "data, or start a new job",
-                reason="EXAMPLE_GONE",
-            )
-        return prompt
 
 
 def tokenize(

@@ -56,6 +56,8 @@ class Settings:
     """From which one: its step, or None for the newest."""
     skip_progress: bool = False
     """Whether a job that goes on from a checkpoint begins with the first prompts again."""
+    skip_buffer: bool = False
+    """Whether such a job forgets which prompts had been laid aside."""
     keep_interval: int = 0
     """Checkpoints whose step is a multiple of this stay for good; 0: none."""
     write_metrics: bool = True

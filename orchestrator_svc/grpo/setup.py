@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 
+from orchestrator_svc.custom_code import load_function
+from orchestrator_svc.grpo.advantage import Advantage, advantages, custom
+from orchestrator_svc.grpo.filters import Filter, gibberish, repetition
 from orchestrator_svc.grpo.plan import Plan
+from orchestrator_svc.grpo.pools import Difficulty
 from orchestrator_svc.grpo.sampling import Sampling, TemperatureSchedule
 from orchestrator_svc.grpo.settings import EnvironmentSpec, Settings
 from surogate.config.env import EnvConfig, EvalConfig
 from surogate.config.job import GrpoJob
 from surogate.config.orch import OrchConfig
 from surogate.config.sampling import SamplingConfig
+from surogate.config.shaping import AdvantageConfig, BufferConfig, FilterConfig
 from surogate.errors import ConfigError, Violation
 from surogate.rpc.channel import ClientSecurity
 
@@ -41,6 +47,7 @@ def read_settings(job: GrpoJob) -> Settings:
         resume=resume_step is not None or train.resume_from_checkpoint,
         resume_step=None if resume_step in (None, _NEWEST) else resume_step,
         skip_progress=orch.ckpt.skip_progress,
+        skip_buffer=orch.ckpt.skip_buffer,
         keep_interval=orch.ckpt.keep_interval or 0,
         adapter_name=orch.model.lora_adapter or "",
         write_metrics=orch.dump_metrics,
@@ -59,8 +66,15 @@ def _plan(job: GrpoJob) -> Plan:
         max_off_policy_steps=orch.max_off_policy_steps,
         oversampling_factor=orch.oversampling_factor,
         refill_rounds=orch.refill_rounds,
-        advantage=orch.advantage.type,
-        length_weighted_mean=orch.advantage.length_weighted_mean,
+        advantage=_advantage(orch.advantage),
+        needs_signal=orch.advantage.type != "custom",
+        drop_extremes=orch.buffer.online_difficulty_filtering,
+        ask_rewards=not orch.buffer.skip_verification,
+        filters=[_filter(item) for item in orch.filters],
+        difficulty=_difficulty(orch.buffer, orch.seed),
+        draw_once=orch.buffer.sample_without_replacement,
+        ratios=_ratios(orch),
+        hash_keys=orch.buffer.hash_keys,
         checkpoint_interval=orch.ckpt.interval or train.save_steps,
         evaluation_interval=orch.eval.interval if orch.eval else 0,
         evaluate_base=orch.eval is not None and orch.eval.eval_base_model,
@@ -68,6 +82,41 @@ def _plan(job: GrpoJob) -> Plan:
         restart_on_evaluation=orch.eval is not None and orch.eval.cancel_inflight_rollouts_on_eval,
         seed=orch.seed,
     )
+
+
+def _advantage(config: AdvantageConfig) -> Advantage:
+    if config.type == "custom":
+        assert config.import_path is not None, "the configuration was checked"
+        function = load_function(config.import_path, "orch.advantage.import_path")
+        return custom(function, config.kwargs, config.import_path)
+    return partial(advantages, kind=config.type, length_weighted_mean=config.length_weighted_mean)
+
+
+def _filter(config: FilterConfig) -> Filter:
+    if config.type == "gibberish":
+        finds = partial(gibberish, token_id_threshold=config.token_id_threshold, logprob_offset=config.logprob_offset)
+        return Filter(config.type, finds, config.enforce)
+    return Filter(
+        config.type, partial(repetition, window=config.window, prob_threshold=config.prob_threshold), config.enforce
+    )
+
+
+def _difficulty(buffer: BufferConfig, seed: int) -> Difficulty:
+    return Difficulty(
+        easy_threshold=buffer.easy_threshold,
+        hard_threshold=buffer.hard_threshold,
+        min_normal=buffer.normal_pool_min_examples,
+        recycle_easy=buffer.recycle_easy_fraction,
+        recycle_hard=buffer.recycle_hard_fraction,
+        easy_fraction=buffer.easy_fraction,
+        hard_fraction=buffer.hard_fraction,
+        seed=seed if buffer.seed is None else buffer.seed,
+    )
+
+
+def _ratios(orch: OrchConfig) -> dict[str, float] | None:
+    shares = orch.buffer.env_ratios
+    return None if shares is None else {env.label: share for env, share in zip(orch.env, shares, strict=True)}
 
 
 def _sampling(sampling: SamplingConfig, seed: int) -> Sampling:

@@ -76,7 +76,7 @@ class LocalOrchestrator(Source):
         store = self._output_dir / STATE_FOLDER / "jobs.db"
         self._process = await start_service(
             "orchestrator_svc",
-            ["--launcher", "local", "--store-url", f"sqlite:///{store}"],
+            ["--launcher", "local", "--store-url", f"sqlite:///{store}", "--custom-modules", '["*"]'],
             log_file=self._log_file,
             token=self._token,
             name="orchestrator",

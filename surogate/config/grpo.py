@@ -6,8 +6,8 @@ from surogate.config.env import EnvConfig, EvalConfig
 from surogate.config.infer import InferConfig
 from surogate.config.loss import CLIP_TYPES, AipoLoss, ClipLoss, DppoLoss, IpoLoss, LossConfig
 from surogate.config.orch import CheckpointConfig, ClientConfig, OrchConfig, PolicyConfig
-from surogate.config.orch_planned import AdvantageConfig
 from surogate.config.sampling import SamplingConfig, TemperatureSchedule
+from surogate.config.shaping import AdvantageConfig
 from surogate.config.train import TrainConfig
 
 __all__ = [

@@ -21,8 +21,9 @@ from surogate.config.base import (
     refuse,
 )
 from surogate.config.env import EnvConfig, EvalConfig
-from surogate.config.orch_planned import AdvantageConfig, BufferConfig, RulerConfig
+from surogate.config.orch_planned import RulerConfig
 from surogate.config.sampling import SamplingConfig
+from surogate.config.shaping import AdvantageConfig, BufferConfig, FilterConfig
 from surogate.config.types import Address
 
 
@@ -74,7 +75,7 @@ class CheckpointConfig(ConfigModel):
     skip_progress: bool = False
     """Resume weights and optimiser alone, and count steps and prompts from the start."""
     skip_buffer: bool = False
-    """Resume without the rollouts that were waiting to be trained on."""
+    """Resume with all prompts to draw from, also those that had been laid aside as too easy or too hard (buffer)."""
 
 
 class OrchConfig(ConfigModel):
@@ -86,11 +87,11 @@ class OrchConfig(ConfigModel):
     model: PolicyConfig = PolicyConfig()
     """The model that samples."""
     env: list[EnvConfig]
-    """The environment: prompts and rewards. Exactly one entry."""
+    """The environments: prompts and rewards. At least one entry."""
     batch_size: Size = 128
     """Rollouts in an optimiser step, a multiple of rollouts_per_example, ≥ 2."""
     rollouts_per_example: Size = 1
-    """Rollouts of each prompt, the group, ≥ 2: a group of one has no advantage."""
+    """Rollouts of each prompt, the group, ≥ 2: a group of one has no advantage, unless advantage.type is custom."""
     seq_len: Size = 2048
     """Longest prompt and completion together, in tokens, ≥ 2. As sequence_len of train.yaml."""
     max_steps: Size | None = None
@@ -125,7 +126,7 @@ class OrchConfig(ConfigModel):
     """Evaluation on held-out prompts while training. null = none."""
     buffer: BufferConfig = BufferConfig()
     """Which prompts come when."""
-    filters: list[dict[str, Any]] = planned([])
+    filters: list[FilterConfig] = Field([])
     """Rollouts that are told apart and perhaps dropped."""
     report_to: dict[str, Any] | None = planned(None)
     """Trackers to report to. metrics.jsonl is always written."""
@@ -134,12 +135,15 @@ class OrchConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        refuse("orch", [*self._group_problems(), *self._length_problems(), *self._env_problems()])
+        refuse(
+            "orch",
+            [*self._group_problems(), *self._length_problems(), *self._env_problems(), *self._buffer_problems()],
+        )
         return self
 
     def _group_problems(self) -> list[InitErrorDetails]:
         group, batch = self.rollouts_per_example, self.batch_size
-        if group < 2:
+        if group < 2 and self.advantage.type != "custom":
             message = "must be 2 or more (8, say): a group of one rollout has no advantage, got 1"
             return [problem("rollouts_per_example", message)]
         if batch % group:
@@ -160,6 +164,19 @@ class OrchConfig(ConfigModel):
     def _env_problems(self) -> list[InitErrorDetails]:
         if not self.env:
             return [problem("env", "must have an entry: `- id: reverse-text`, for example")]
-        if len(self.env) > 1:
-            return [problem(("env", 1), "more than one environment is known, not supported yet")]
+        labels = [env.label for env in self.env]
+        twice = [i for i, label in enumerate(labels) if label in labels[:i]]
+        if twice:
+            message = f"is the second one called {labels[twice[0]]}: give it a `name` of its own"
+            return [problem(("env", twice[0]), message)]
         return []
+
+    def _buffer_problems(self) -> list[InitErrorDetails]:
+        found, buffer = [], self.buffer
+        if buffer.env_ratios is not None and len(buffer.env_ratios) != len(self.env):
+            message = f"has {len(buffer.env_ratios)} entries for {len(self.env)} environments"
+            found.append(problem(("buffer", "env_ratios"), message))
+        if buffer.skip_verification and self.advantage.type != "custom":
+            message = "leaves rewards at 0, which teach nothing: it needs advantage.type custom"
+            found.append(problem(("buffer", "skip_verification"), message))
+        return found

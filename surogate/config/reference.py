@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, RootModel
 from pydantic.fields import FieldInfo
 
-from surogate.config import data, env, lora, loss, model, optim, orch, orch_planned, sampling, train
+from surogate.config import data, env, lora, loss, model, optim, orch, orch_planned, sampling, shaping, train
 from surogate.config.base import is_planned, shown
 from surogate.config.infer import InferConfig
 
@@ -68,11 +68,12 @@ ORCH_BLOCKS = (
     ("`env[]`", env.EnvConfig),
     ("`sampling`", sampling.SamplingConfig),
     ("`sampling.temp_scheduler`", sampling.TemperatureSchedule),
-    ("`advantage`", orch_planned.AdvantageConfig),
+    ("`advantage`", shaping.AdvantageConfig),
     ("`client`", orch.ClientConfig),
     ("`ckpt`", orch.CheckpointConfig),
     ("`eval`", env.EvalConfig),
-    ("`buffer`", orch_planned.BufferConfig),
+    ("`buffer`", shaping.BufferConfig),
+    ("`filters[]`", shaping.FilterConfig),
     ("`ruler`", orch_planned.RulerConfig),
 )
 

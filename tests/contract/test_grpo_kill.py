@@ -7,31 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.grpo_fakes import Fakes
-from tests.helpers.grpo_job import GrpoJob, Rows, grpo_job
+from tests.helpers.grpo_job import Rows, grpo_job, run_killed_at
 
 CALLS = 70
 """Calls of an undisturbed run, more or less."""
-
-
-async def run_killed_at(job: GrpoJob, fakes: Fakes, call: int) -> bool:
-    """Runs the job and kills the run as the services get their n-th call; whether that happened."""
-    task = asyncio.create_task(job.run())
-    reached = asyncio.Event()
-
-    async def kill(_: str) -> None:
-        if fakes.hooks.total == call:
-            task.cancel()
-            reached.set()
-            await asyncio.sleep(0.01)  # the call goes on for a while when its caller is dead
-
-    fakes.hooks.each = kill
-    try:
-        await task
-    except asyncio.CancelledError:
-        assert reached.is_set()
-    fakes.hooks.each = None
-    return reached.is_set()
 
 
 @pytest.fixture(scope="module")

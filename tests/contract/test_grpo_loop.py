@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.grpo_job import grpo_job
+from orchestrator_svc.grpo.advantage import Floats
+from orchestrator_svc.grpo.filters import Filter
+from orchestrator_svc.grpo.groups import Rollout
+from orchestrator_svc.grpo.pools import Difficulty
+from tests.helpers.grpo_job import grpo_job, run_killed_at
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -80,3 +84,51 @@ async def test_a_checkpoint_that_a_job_goes_on_from_is_evaluated_if_asked_for(
         events = await job.events()
         found = [event.evaluation_completed.step for event in events if event.HasField("evaluation_completed")]
         assert found == evaluated
+
+
+async def test_prompts_that_became_easy_are_laid_aside_also_after_a_restart(tmp_path: Path) -> None:
+    rules = Difficulty(easy_threshold=0.0)  # whatever was answered is easy
+    async with grpo_job(tmp_path, difficulty=rules, checkpoint_interval=2) as (job, fakes):
+        assert await run_killed_at(job, fakes, 30)
+        assert 0 < len(fakes.trainer.history) < 4
+        await job.run()
+        prompts = [row.prompt for row in await job.draws() if row.state == "trained"]
+        assert len(set(prompts)) == len(prompts) == 8
+        laid_aside = json.loads((job.folder / "buffer" / "step-4.json").read_text())
+        assert len(laid_aside["easy"]) == 8
+
+
+async def test_several_environments_have_shares_and_metrics_of_their_own(tmp_path: Path) -> None:
+    async with grpo_job(tmp_path, ratios={"fake": 1.0, "other": 1.0}) as (job, _):
+        first = job.settings.environments[0]
+        job.settings = replace(job.settings, environments=[first, replace(first, key="other")])
+        await job.run()
+        rows = [row.prompt.partition("/")[0] for row in await job.draws()]
+        assert set(rows) == {"fake", "other"}
+        lines = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+        both = [line for line in lines if "env/other/groups" in line]
+        assert both
+        assert both[0]["env/other/groups"] + both[0]["env/fake/groups"] == 2
+        assert 0 <= both[0]["env/fake/reward/mean"] <= 1
+
+
+async def test_advantages_of_the_users_own_train_groups_without_rewards(tmp_path: Path) -> None:
+    def by_length(rewards: Floats, lengths: Floats) -> Floats:
+        assert not rewards.any()
+        return -lengths
+
+    async with grpo_job(tmp_path, advantage=by_length, needs_signal=False, ask_rewards=False) as (job, fakes):
+        await job.run()
+        assert [step for step, _ in fakes.trainer.history] == [1, 2, 3, 4]
+        assert fakes.hooks.calls["ScoreRollouts"] == 0
+
+
+async def test_rollouts_that_an_enforced_filter_finds_are_not_trained_on(tmp_path: Path) -> None:
+    def short(rollout: Rollout, vocabulary: int) -> bool:
+        return len(rollout.token_ids) < 4
+
+    async with grpo_job(tmp_path, filters=[Filter("short", short, enforce=True)], refill_rounds=4) as (job, _):
+        await job.run()
+        lines = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+        assert any(line["filter/short"] > 0 for line in lines)
+        assert all(line["completion/length"] >= 4 for line in lines)

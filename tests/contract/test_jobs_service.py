@@ -23,6 +23,7 @@ from surogate.errors import (
     UnavailableError,
 )
 from surogate.v1 import job_pb2
+from tests.helpers.grpo_job import job_config
 from tests.helpers.orchestrator import ENDED, Orchestrator, State, orchestrating, sft_config
 from tests.helpers.pools import EmptyLauncher
 
@@ -87,6 +88,13 @@ async def test_a_bad_configuration_names_the_key_and_stores_nothing(orchestrator
         await orchestrator.create(sft_config(learning_rat=1e-3))
     assert [violation.field for violation in caught.value.violations] == ["train.learning_rat"]
     assert not (await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest())).jobs
+
+
+async def test_functions_of_modules_that_are_not_allowed_are_refused(orchestrator: Orchestrator) -> None:
+    advantage = {"type": "custom", "import_path": "os:system", "kwargs": {"command": "true"}}
+    with pytest.raises(ConfigError, match="custom_modules") as caught:
+        await orchestrator.create(job_config("m", max_steps=1, advantage=advantage), validate_only=True)
+    assert [violation.field for violation in caught.value.violations] == ["orch.advantage.import_path"]
 
 
 async def test_validate_only_returns_the_resolved_job_and_starts_nothing(orchestrator: Orchestrator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -229,3 +230,23 @@ async def grpo_job(folder: Path, *, replicas: int = 1, **plan: Any) -> AsyncIter
             yield job, fakes
         finally:
             await job.close()
+
+
+async def run_killed_at(job: GrpoJob, fakes: Fakes, call: int) -> bool:
+    """Runs the job and kills the run as the services get their n-th call; whether that happened."""
+    task = asyncio.create_task(job.run())
+    reached = asyncio.Event()
+
+    async def kill(_: str) -> None:
+        if fakes.hooks.total == call:
+            task.cancel()
+            reached.set()
+            await asyncio.sleep(0.01)  # the call goes on for a while when its caller is dead
+
+    fakes.hooks.each = kill
+    try:
+        await task
+    except asyncio.CancelledError:
+        assert reached.is_set()
+    fakes.hooks.each = None
+    return reached.is_set()

@@ -140,7 +140,21 @@ def test_infer(change: dict[str, Any], message: str) -> None:
         ),
         ({"batch_size": 100}, "batch_size: must be a multiple of rollouts_per_example (8), got 100"),
         ({"env": []}, "env: must have an entry: `- id: reverse-text`, for example"),
-        ({"env": [{"id": "a"}, {"id": "b"}]}, "env.1: more than one environment is known, not supported yet"),
+        ({"env": [{"id": "a"}, {"id": "a"}]}, "env.1: is the second one called a: give it a `name` of its own"),
+        ({"buffer": {"env_ratios": [1, 2]}}, "buffer.env_ratios: has 2 entries for 1 environments"),
+        (
+            {"buffer": {"easy_threshold": 0.5, "hard_threshold": 0.5}},
+            "buffer.hard_threshold: must be below easy_threshold (0.5), got 0.5",
+        ),
+        (
+            {"buffer": {"skip_verification": True}},
+            "buffer.skip_verification: leaves rewards at 0, which teach nothing: it needs advantage.type custom",
+        ),
+        (
+            {"advantage": {"type": "custom"}},
+            "advantage.import_path: must name a function, `module:name`, where type is custom",
+        ),
+        ({"advantage": {"kwargs": {"a": 1}}}, "advantage.kwargs: has a meaning with `type: custom` only"),
         ({"env": [{}]}, "env.0.id: is required"),
         ({"env": [{"id": "e", "tls": True}]}, "env.0.tls: needs `address`: the built-in service is reached without it"),
         (

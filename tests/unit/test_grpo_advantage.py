@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator_svc.grpo.advantage import advantages, has_signal
+from orchestrator_svc.custom_code import check_allowed, load_function
+from orchestrator_svc.grpo.advantage import AdvantageFunctionError, advantages, custom, has_signal
+from surogate.errors import ConfigError
 
 REWARDS = st.lists(st.floats(-10, 10), min_size=2, max_size=16)
 
@@ -53,3 +55,41 @@ def test_a_rollout_alone_has_nothing_to_be_compared_with() -> None:
 )
 def test_equal_rewards_are_no_signal(rewards: tuple[float, ...], signal: bool) -> None:
     assert has_signal(array(*rewards)) is signal
+
+
+def by_rank(rewards: np.ndarray, lengths: np.ndarray, *, scale: float) -> np.ndarray:
+    return scale * rewards.argsort().argsort()
+
+
+def test_a_function_of_the_users_makes_advantages() -> None:
+    function = load_function("tests.unit.test_grpo_advantage:by_rank", "orch.advantage.import_path")
+    found = custom(function, {"scale": 0.5}, "by_rank")(array(0.1, 0.9, 0.4), array(1, 2, 3))
+    np.testing.assert_allclose(found, [0, 1, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda rewards, lengths: [1.0], "2 finite numbers"),
+        (lambda rewards, lengths: [1.0, math.nan], "2 finite numbers"),
+        (lambda rewards: [1.0, 2.0], "TypeError"),
+        (lambda rewards, lengths: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+def test_what_it_returns_is_checked(function: object, message: str) -> None:
+    with pytest.raises(AdvantageFunctionError, match=f"mine.*{message}"):
+        custom(function, {}, "mine")(array(0, 1), array(1, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", ["no_such_module:f", "math:no_such_function", "math:pi"])
+def test_a_function_that_is_not_there_is_named(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"orch\.advantage\.import_path"):
+        load_function(path, "orch.advantage.import_path")
+
+
+def test_only_modules_that_the_settings_name_are_run() -> None:
+    check_allowed("mine.advantages:f", ["mine"], "key")
+    check_allowed("os:system", ["*"], "key")
+    for path in ("os:system", "minefield:f"):
+        with pytest.raises(ConfigError, match="custom_modules"):
+            check_allowed(path, ["mine"], "key")
