@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 from orchestrator_svc import training_job
 from orchestrator_svc.bell import Bell
@@ -20,14 +21,16 @@ from surogate.rpc.server import RpcServer
 from surogate.v1 import job_pb2_grpc
 
 
-async def _run_grpo(ctx: JobContext, pool: WorkerPool) -> None:
+async def _run_grpo(ctx: JobContext, pool: WorkerPool, *, rollout_bytes: int) -> None:
     # Imported with the first such job: its tokenizers and templates would slow down every start.
     from orchestrator_svc.grpo import job
 
-    await job.run(ctx, pool)
+    await job.run(ctx, pool, rollout_bytes=rollout_bytes)
 
 
-RUNS: Mapping[str, RunJob] = {"pt": training_job.run, "sft": training_job.run, "grpo": _run_grpo}
+def _runs(settings: OrchestratorSettings) -> Mapping[str, RunJob]:
+    grpo = partial(_run_grpo, rollout_bytes=settings.rollout_store_bytes)
+    return {"pt": training_job.run, "sft": training_job.run, "grpo": grpo}
 
 
 @asynccontextmanager
@@ -37,7 +40,7 @@ async def lifespan(server: RpcServer, settings: OrchestratorSettings) -> AsyncIt
     try:
         await database.write(create_tables)
         bell = Bell()
-        runner = JobRunner(settings, database, make_launcher(settings), RUNS, bell)
+        runner = JobRunner(settings, database, make_launcher(settings), _runs(settings), bell)
         servicer = JobServicer(settings, database, runner, bell)
         server.add(job_pb2_grpc.add_JobServiceServicer_to_server, servicer, SERVICE)
         runner.start()

@@ -45,6 +45,9 @@ class OrchestratorSettings(ServiceSettings):
     """Python modules whose functions jobs may run in this process (orch.advantage.import_path), submodules included;
     `*` is all, for an orchestrator of one user."""
 
+    rollout_store_bytes: int = Field(4 << 30, ge=0)
+    """Room for the stored rollouts of a GRPO job, in bytes; its oldest steps are deleted first. 0 stores none."""
+
     max_running_jobs: int = Field(1, ge=1)
     """Jobs run at once by this orchestrator; more wait in the queue."""
 

@@ -1,8 +1,8 @@
 """Requests with a seed of their own, on CPU: a step that throws their tokens away must not move their generators.
 
 A prompt that is computed over several steps (a long one, or many of them at once after a push took the keys and values
-away) is sampled from in each, and what came too early is discarded. vLLM turns the generator back afterwards, which CUDA
-generators can and CPU generators refuse: the engine would die.
+away) is sampled from in each, and what came too early is discarded. vLLM turns the generator back afterwards, which
+CUDA generators can and CPU generators refuse: the engine would die.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def spare_discarded(runner: Any) -> None:
-    """Makes a model runner on CPU keep the generators of discarded tokens out of sampling, instead of turning them back.
+    """Makes a model runner on CPU keep generators of discarded tokens out of sampling, instead of turning them back.
 
     The tokens are drawn from the default generator then, which no request depends on.
     """

@@ -153,6 +153,7 @@ class Collector:
         if batch.step - 1 - group.oldest_version > self._plan.max_off_policy_steps:
             return Dropped(draw, Cause.STALE, group=group)
         try:
+            group.scored_by = self._scorer.source(draw.prompt.environment)
             with batch.scoring.running():
                 group.rollouts, problem = await self._score(draw, rollouts)
         except FATAL:

@@ -98,6 +98,8 @@ class Group:
     draw: Draw
     rollouts: list[Rollout]
     temperature: float
+    scored_by: str = ""
+    """The reward service that gave the rewards."""
 
     @property
     def rewards(self) -> NDArray[np.float64]:

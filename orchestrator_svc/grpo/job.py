@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 
@@ -35,15 +36,15 @@ from surogate.config.job import GrpoJob
 from surogate.errors import CancelledError, SurogateError
 
 
-async def run(ctx: JobContext, pool: WorkerPool) -> None:
-    """Runs a GRPO job, from wherever its ledger says that it is.
+async def run(ctx: JobContext, pool: WorkerPool, *, rollout_bytes: int) -> None:
+    """Runs a GRPO job, from wherever its ledger says that it is; `rollout_bytes` is the room for its rollout store.
 
     Raises:
         CancelledError: It was asked to stop; what was trained is in a checkpoint.
         SurogateError: It failed; the message says why.
     """
     assert isinstance(ctx.config, GrpoJob), "jobs of other kinds have other runners"
-    await run_with(ctx, pool, read_settings(ctx.config))
+    await run_with(ctx, pool, replace(read_settings(ctx.config), rollout_bytes=rollout_bytes))
 
 
 async def run_with(ctx: JobContext, pool: WorkerPool, settings: Settings) -> None:
@@ -71,7 +72,13 @@ async def _put_together(
     environments = await open_environments(settings, workers.reward, stack)
 
     await ctx.set_status("waiting for the trainer to load the model")
-    reporter = Reporter(ctx, ledger, max_steps=settings.plan.max_steps, write_metrics=settings.write_metrics)
+    reporter = Reporter(
+        ctx,
+        ledger,
+        max_steps=settings.plan.max_steps,
+        write_metrics=settings.write_metrics,
+        rollout_bytes=settings.rollout_bytes,
+    )
     trainer = await open_trainer(ctx, workers.trainer, ledger, reporter, settings)
     stack.push_async_exit(partial(_close, trainer))
     await reporter.open(trainer.step)

@@ -117,6 +117,7 @@ class GrpoLoop:
         samples = self._weighed(batch)
         said = {**batch_metrics(batch), "tokens/trained": float(trained_tokens(batch.groups))}
         moves = self._book.pools.classify(batch.scored)
+        await self._reporter.store(batch)
         await self._ledger.prepare(step, samples, said, batch.groups, batch.dropped, moves)
         await self._reporter.batch(batch)
         return samples, said

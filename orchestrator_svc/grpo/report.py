@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.batch import Batch
@@ -12,8 +13,10 @@ from orchestrator_svc.grpo.evaluate import Evaluation, shown
 from orchestrator_svc.grpo.ledger import Ledger
 from orchestrator_svc.grpo.output import plot_reward, write_evaluations
 from orchestrator_svc.grpo.replicas import Pushed
+from orchestrator_svc.grpo.rollout_rows import rollout_rows
 from orchestrator_svc.grpo.trainer import Origin
 from orchestrator_svc.metrics_file import MetricsFile
+from surogate.rollouts import make_room, write_step
 from surogate.telemetry import metrics as telemetry
 from surogate.v1 import job_pb2, trainer_pb2
 
@@ -24,11 +27,15 @@ SAMPLES_INTERVAL = 10
 class Reporter:
     """One job's reports. It also is the trainer's `Listener`."""
 
-    def __init__(self, ctx: JobContext, ledger: Ledger, *, max_steps: int, write_metrics: bool = True) -> None:
+    def __init__(
+        self, ctx: JobContext, ledger: Ledger, *, max_steps: int, write_metrics: bool = True, rollout_bytes: int = 0
+    ) -> None:
+        """`rollout_bytes`: room for the rollout store; 0 is none."""
         self._ctx = ctx
         self._ledger = ledger
         self._max_steps = max_steps
         self._write_metrics = write_metrics
+        self._rollout_bytes = rollout_bytes
         self._file: MetricsFile | None = None
         self._steps: dict[int, dict[str, float]] = {}
         self._evaluations: dict[tuple[int, str], dict[str, float]] = {}
@@ -50,6 +57,15 @@ class Reporter:
     def was_evaluated(self, step: int, environment: str) -> bool:
         """Whether an evaluation has been reported."""
         return (step, environment) in self._evaluations
+
+    async def store(self, batch: Batch) -> None:
+        """Puts the scored rollouts of a batch into the rollout store. A disk that refuses is told, and no more."""
+        if not self._rollout_bytes:
+            return
+        try:
+            await asyncio.to_thread(_store, self._ctx.output_dir, batch, self._rollout_bytes)
+        except OSError as error:
+            await self._ctx.notice(f"the rollouts of step {batch.step} could not be stored: {error}")
 
     async def batch(self, batch: Batch) -> None:
         """Says what went wrong while a batch was collected, and shows some of it from time to time."""
@@ -134,6 +150,11 @@ class Reporter:
         """Draws plots/reward.png."""
         path = self._ctx.output_dir / "plots" / "reward.png"
         await asyncio.to_thread(plot_reward, path, dict(self._steps), dict(self._evaluations))
+
+
+def _store(output_dir: Path, batch: Batch, max_bytes: int) -> None:
+    write_step(output_dir, batch.step, rollout_rows(batch))
+    make_room(output_dir, max_bytes)
 
 
 def origin_state(origin: Origin) -> dict[str, object]:

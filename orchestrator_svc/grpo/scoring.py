@@ -50,6 +50,10 @@ class Scorer:
         self._patience = patience
         self._room = asyncio.Semaphore(MAX_CONCURRENT)
 
+    def source(self, environment: str) -> str:
+        """The service that scores an environment, as the ledger calls it."""
+        return self._environments[environment].endpoint.name
+
     async def score(
         self, environment: str, example: reward_pb2.Example, group_id: str, rollouts: Sequence[Rollout]
     ) -> tuple[list[Rollout], str]:

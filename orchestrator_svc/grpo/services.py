@@ -18,6 +18,10 @@ EnvironmentStub: TypeAlias = "reward_pb2_grpc.EnvironmentServiceAsyncStub"
 class RewardEndpoint(Protocol):
     """Gives stubs of a reward service."""
 
+    @property
+    def name(self) -> str:
+        """What the ledger calls it."""
+
     async def reward(self) -> RewardStub:
         """Stub of its RewardService. Raises UnavailableError while it is away."""
 
@@ -30,6 +34,8 @@ class RewardEndpoint(Protocol):
 
 class BuiltIn:
     """The reward worker of the job."""
+
+    name = "built-in"
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -57,6 +63,7 @@ class Custom:
     """A service at an address of the user's (`env[].address`)."""
 
     def __init__(self, address: str, security: ClientSecurity) -> None:
+        self.name = address
         self._channel = open_channel(address, security)
 
     async def reward(self) -> RewardStub:

@@ -60,5 +60,7 @@ class Settings:
     """Whether such a job forgets which prompts had been laid aside."""
     keep_interval: int = 0
     """Checkpoints whose step is a multiple of this stay for good; 0: none."""
+    rollout_bytes: int = 4 << 30
+    """Room for the rollout store, in bytes; the oldest steps go first. 0: nothing is stored."""
     write_metrics: bool = True
     """Whether to write metrics.jsonl."""

@@ -12,6 +12,7 @@ from orchestrator_svc.grpo.advantage import Floats
 from orchestrator_svc.grpo.filters import Filter
 from orchestrator_svc.grpo.groups import Rollout
 from orchestrator_svc.grpo.pools import Difficulty
+from surogate.rollouts import read_steps
 from tests.helpers.grpo_job import grpo_job, run_killed_at
 
 
@@ -61,6 +62,10 @@ async def test_reports_steps_pushes_evaluations_and_the_final_model(tmp_path: Pa
         lines = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 2, 3, 4]
         assert (job.folder / "plots" / "reward.png").stat().st_size > 1000
+        stored = dict(read_steps(job.folder))
+        assert [len(rows) for rows in stored.values()] == [8] * 4
+        assert {row["fate"] for rows in stored.values() for row in rows} == {"trained"}
+        assert stored[2][0]["oldest_version"] == 1
         assert [state for _, state, _ in await job.step_states()] == ["pushed"] * 4
         assert not any(kept for _, _, kept in await job.step_states())
 
