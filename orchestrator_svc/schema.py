@@ -93,9 +93,11 @@ def create_tables(connection: Connection) -> None:
     Raises:
         FailedPreconditionError: The database was written by another version of the program.
     """
-    from orchestrator_svc.grpo import ledger  # its tables join `metadata` when it is imported, and it imports this file
+    # Their tables join `metadata` when they are imported, and they import this file.
+    from orchestrator_svc import reward_services
+    from orchestrator_svc.grpo import ledger
 
-    assert ledger.draws.metadata is metadata
+    assert ledger.draws.metadata is reward_services.replaced.metadata is metadata
     metadata.create_all(connection)
     found = connection.execute(select(schema_version.c.version)).scalar()
     if found is None:

@@ -24,6 +24,8 @@ from orchestrator_svc.database import Database
 from orchestrator_svc.journal import read_events
 from orchestrator_svc.messages import ENDED, KINDS, to_job
 from orchestrator_svc.paths import check_paths, output_dir_of
+from orchestrator_svc.replace_reward import check_service, wanted_service
+from orchestrator_svc.reward_services import replace_service
 from orchestrator_svc.runner import JobRunner
 from orchestrator_svc.settings import OrchestratorSettings
 from surogate.config.job import resolve_job
@@ -114,6 +116,16 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         self._bell.ring(job_id)
         self._runner.cancel(job_id)
         return await self._show(row)
+
+    async def ReplaceReward(self, request: job_pb2.ReplaceRewardRequest, context: Any) -> job_pb2.Job:
+        job_id = job_id_of(request.name)
+        row = await self._database.read(lambda c: store.get(c, job_id))
+        service, environment_id = wanted_service(row, request)
+        if service.address:
+            await check_service(service, environment_id)
+        await self._database.write(lambda c: replace_service(c, job_id, service))
+        self._bell.ring(job_id)
+        return await self._show(await self._database.read(lambda c: store.get(c, job_id)))
 
     async def DeleteJob(self, request: job_pb2.DeleteJobRequest, context: Any) -> Empty:
         job_id = job_id_of(request.name)

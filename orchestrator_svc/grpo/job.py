@@ -21,6 +21,7 @@ from orchestrator_svc.grpo.groups import Cause
 from orchestrator_svc.grpo.ledger import Ledger
 from orchestrator_svc.grpo.loop import GrpoLoop
 from orchestrator_svc.grpo.opening import fit, open_book, open_environments, open_trainer, prepare_prompts
+from orchestrator_svc.grpo.replacing import Replacing
 from orchestrator_svc.grpo.replicas import Replicas
 from orchestrator_svc.grpo.report import Reporter
 from orchestrator_svc.grpo.scoring import Scorer
@@ -94,6 +95,9 @@ async def _put_together(
     generator = Generator(replicas, timeout=settings.timeout)
     by_key = {item.environment.key: item.environment for item in environments}
     scorer = Scorer(by_key, job=ctx.job_id, patience=settings.timeout)
+    replacing = Replacing(ctx, scorer)
+    stack.push_async_callback(replacing.close)
+    await replacing.start()
     last = await ledger.last_step()
     collect = Collector(plan, drawer, generator, scorer, tokenizer).collect
     ahead = Ahead(collect, first=max(trainer.step, last.step if last else 0) + 1, last=plan.max_steps)
@@ -106,6 +110,7 @@ async def _put_together(
         trainer=trainer,
         replicas=replicas,
         ahead=ahead,
+        scorer=scorer,
         evaluator=Evaluator(plan, generator, scorer, tokenizer),
         held_out=held_out,
         reporter=reporter,

@@ -79,6 +79,7 @@ draws = Table(
     Column("oldest_version", BigInteger),
     Column("newest_version", BigInteger),
     Column("reward", Double),
+    Column("scored_by", Text, nullable=False, default=""),
     Index("grpo_draws_by_state", "job_id", "state", "step"),
 )
 
@@ -314,6 +315,7 @@ def _facts(group: Group) -> dict[str, Any]:
         "oldest_version": group.oldest_version,
         "newest_version": group.newest_version,
         "reward": reward if math.isfinite(reward) else None,
+        "scored_by": group.scored_by,
     }
 
 

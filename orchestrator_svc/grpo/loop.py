@@ -19,6 +19,7 @@ from orchestrator_svc.grpo.pools_file import save_pools
 from orchestrator_svc.grpo.replicas import Replicas
 from orchestrator_svc.grpo.report import Reporter
 from orchestrator_svc.grpo.samples import training_samples
+from orchestrator_svc.grpo.scoring import Scorer
 from orchestrator_svc.grpo.tasks import unless
 from orchestrator_svc.grpo.trainer import Trainer
 from surogate.errors import CancelledError
@@ -41,6 +42,7 @@ class GrpoLoop:
         trainer: Trainer,
         replicas: Replicas,
         ahead: Ahead,
+        scorer: Scorer,
         evaluator: Evaluator,
         held_out: Sequence[HeldOut],
         reporter: Reporter,
@@ -54,6 +56,7 @@ class GrpoLoop:
         self._trainer = trainer
         self._replicas = replicas
         self._ahead = ahead
+        self._scorer = scorer
         self._evaluator = evaluator
         self._held_out = held_out
         self._reporter = reporter
@@ -99,6 +102,7 @@ class GrpoLoop:
         self._ahead.open(step + 1 + self._plan.run_ahead)
         now = time.perf_counter()
         said |= await self._canary.check(step, samples)
+        said |= self._scorer.shadow_metrics()
         said |= step_clock(
             waited=trained_from - started,
             trained=pushed_from - trained_from,

@@ -6,13 +6,15 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
+from orchestrator_svc.grpo.breaker import Breaker
 from orchestrator_svc.grpo.groups import Rollout
 from orchestrator_svc.grpo.services import RewardEndpoint
+from orchestrator_svc.grpo.shadow import Shadow
 from surogate.errors import BusyError, CancelledError, DataLossError, SurogateError, UnavailableError
 from surogate.rpc.status import from_status
 from surogate.v1 import reward_pb2
@@ -22,9 +24,6 @@ MAX_CONCURRENT = 64
 
 GRACE = 5.0
 """Seconds that a scoring call may take beyond the time of its items."""
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
-"""Seconds between attempts while the service cannot be reached."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,10 @@ class Scorer:
 
     def __init__(self, environments: Mapping[str, Environment], *, job: str, patience: float) -> None:
         """`patience`: seconds for which a service that cannot be reached is tried again."""
-        self._environments = environments
+        self._environments = dict(environments)
+        self._configured = dict(environments)
+        self._shadows: dict[str, Shadow] = {}
+        self._breakers = {key: Breaker() for key in environments}
         self._job = job
         self._patience = patience
         self._room = asyncio.Semaphore(MAX_CONCURRENT)
@@ -62,7 +64,7 @@ class Scorer:
         Raises:
             SurogateError: The group could not be scored at all.
         """
-        spec = self._environments[environment]
+        spec, breaker = self._environments[environment], self._breakers[environment]
         request = reward_pb2.ScoreRolloutsRequest(
             run=f"jobs/{self._job}", group_id=group_id, environment=spec.id, args=spec.args, example=example
         )
@@ -75,27 +77,69 @@ class Scorer:
                 finish_reason=rollout.finish_reason,
             )
         async with self._room:
-            response = await self._ask(spec, request)
-        return _scored(spec, rollouts, response)
+            response = await self._ask(spec, breaker, request)
+        scored, problem = _scored(spec, rollouts, response)
+        if environment in self._shadows:
+            rewards = {rollout.rollout_id: rollout.reward for rollout in scored}
+            self._shadows[environment].offer(request, rewards, _time_for(spec))
+        return scored, problem
+
+    def replace(self, environment: str, endpoint: RewardEndpoint | None) -> None:
+        """Has another service score an environment from the next group on; None is the configured one again."""
+        configured = self._configured[environment]
+        self._environments[environment] = replace(configured, endpoint=endpoint) if endpoint else configured
+        self._breakers[environment] = Breaker()
+
+    async def shadow(self, environment: str, endpoint: RewardEndpoint | None) -> None:
+        """Has a second service score an environment as well; None ends that."""
+        before = self._shadows.pop(environment, None)
+        if before is not None:
+            await before.close()
+        if endpoint is not None:
+            self._shadows[environment] = Shadow(endpoint)
+
+    async def close_shadows(self) -> None:
+        """Ends all shadows."""
+        for environment in list(self._shadows):
+            await self.shadow(environment, None)
+
+    def shadow_metrics(self) -> dict[str, float]:
+        """`shadow/<environment>/<name>` since the last call; see `Shadow.drain`."""
+        return {
+            f"shadow/{key}/{name}": value
+            for key, shadow in self._shadows.items()
+            for name, value in shadow.drain().items()
+        }
 
     async def _ask(
-        self, spec: Environment, request: reward_pb2.ScoreRolloutsRequest
+        self, spec: Environment, breaker: Breaker, request: reward_pb2.ScoreRolloutsRequest
     ) -> reward_pb2.ScoreRolloutsResponse:
         """Calls the service, again and again while it cannot be reached or is full: scoring is safe to repeat."""
-        # A service may score the items one after the other as well as at once; twice an item's time tells a hang.
-        timeout = 2 * spec.timeout + GRACE
         give_up = time.monotonic() + self._patience
-        pause = FIRST_PAUSE
         while True:
-            try:
-                stub = await spec.endpoint.reward()
-                return await stub.ScoreRollouts(request, timeout=timeout)
-            except (UnavailableError, CancelledError, BusyError) as error:
-                wait = error.retry_after if isinstance(error, BusyError) else pause
-                if time.monotonic() + wait > give_up:
-                    raise
+            wait = 0.0
+            async with breaker.attempt(give_up):
+                try:
+                    stub = await spec.endpoint.reward()
+                    response = await stub.ScoreRollouts(request, timeout=_time_for(spec))
+                except BusyError as error:
+                    wait = error.retry_after
+                    if time.monotonic() + wait > give_up:
+                        raise
+                except (UnavailableError, CancelledError):
+                    breaker.failed()
+                    if time.monotonic() > give_up:
+                        raise
+                else:
+                    breaker.succeeded()
+                    return response
             await asyncio.sleep(wait)
-            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _time_for(spec: Environment) -> float:
+    """Seconds for a scoring call. A service may score the items one after the other as well as at once; twice an item's
+    time tells a hang."""
+    return 2 * spec.timeout + GRACE
 
 
 def _scored(

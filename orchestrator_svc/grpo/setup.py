@@ -166,7 +166,7 @@ def _spec(env: EnvConfig, key: str) -> EnvironmentSpec:
         timeout=env.timeout,
         args=env.args,
         address=env.address,
-        security=_security(env, key),
+        security=service_security(env, key),
     )
 
 
@@ -174,7 +174,12 @@ def _evaluated(spec: EnvironmentSpec, evaluation: EvalConfig) -> EnvironmentSpec
     return replace(spec, held_out=max(evaluation.num_examples, 0), rollouts_per_example=evaluation.rollouts_per_example)
 
 
-def _security(env: EnvConfig, key: str) -> ClientSecurity:
+def service_security(env: EnvConfig, key: str) -> ClientSecurity:
+    """How to call the service of an environment.
+
+    Raises:
+        ConfigError: The environment variable that holds its token is not set.
+    """
     token = os.environ.get(env.token_env) if env.token_env else None
     if env.token_env and not token:
         message = f"the environment variable {env.token_env} is not set where the orchestrator runs"

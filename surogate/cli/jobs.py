@@ -61,6 +61,19 @@ def cancel_job(server: str, job: str) -> int:
     return OK
 
 
+def replace_reward(
+    server: str, job: str, address: str, *, environment: str, shadow: bool, tls: bool, token_env: str
+) -> int:
+    """Gives a running job another reward service, or a shadow."""
+    with Client(server) as client, reaching("orchestrator", server, START_ORCHESTRATOR):
+        found = client.replace_reward(
+            job, address, environment=environment, shadow=shadow, tls=tls, token_env=token_env
+        )
+    what = "the shadow" if shadow else "the reward service"
+    sys.stdout.write(f"{found.name}: {what} is {address or ('off' if shadow else 'the configured one')} from now on\n")
+    return OK
+
+
 def delete_job(server: str, job: str) -> int:
     """Forgets an ended job."""
     with Client(server) as client, reaching("orchestrator", server, START_ORCHESTRATOR):

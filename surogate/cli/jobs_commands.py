@@ -68,6 +68,26 @@ def cancel(job: Job, server: Server) -> None:
     raise typer.Exit(jobs.cancel_job(server, job))
 
 
+@jobs_app.command("reward")
+def reward(
+    job: Job,
+    server: Server,
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The reward service; without it, the configured one again.")
+    ] = "",
+    env: Annotated[str, typer.Option(metavar="NAME", help="The environment, where the job has several.")] = "",
+    shadow: Annotated[bool, typer.Option("--shadow", help="Score with it too, and only compare.")] = False,
+    tls: Annotated[bool, typer.Option("--tls", help="Use TLS to it.")] = False,
+    token_env: Annotated[str, typer.Option(metavar="VAR", help="The orchestrator's variable with its token.")] = "",
+) -> None:
+    """Replace the reward service of a running GRPO job, or compare another with it."""
+    from surogate.cli import jobs
+
+    raise typer.Exit(
+        jobs.replace_reward(server, job, address, environment=env, shadow=shadow, tls=tls, token_env=token_env)
+    )
+
+
 @jobs_app.command("delete")
 def delete(job: Job, server: Server) -> None:
     """Forget an ended job; its files stay."""

@@ -147,6 +147,33 @@ class AsyncClient:
         """Asks a job to stop. It saves what it can and ends CANCELLED; `wait` for that."""
         return await self._jobs.CancelJob(job_pb2.CancelJobRequest(name=job_name(job)))
 
+    async def replace_reward(
+        self,
+        job: JobRef,
+        address: str,
+        *,
+        environment: str = "",
+        tls: bool = False,
+        token_env: str = "",
+        shadow: bool = False,
+    ) -> job_pb2.Job:
+        """Has the reward service at `address` (HOST:PORT) score an environment of a running GRPO job from now on.
+
+        `environment` may be left out where the job has only one. With `shadow` it scores beside the one that counts,
+        and the job's metrics say how far they agree (`shadow/…`). An empty address goes back to the configured
+        service, or ends the shadow. `token_env` names a variable of the orchestrator's environment.
+        """
+        return await self._jobs.ReplaceReward(
+            job_pb2.ReplaceRewardRequest(
+                name=job_name(job),
+                environment=environment,
+                address=address,
+                tls=tls,
+                token_env=token_env,
+                shadow=shadow,
+            )
+        )
+
     async def delete_job(self, job: JobRef) -> None:
         """Forgets an ended job and its events; its files stay."""
         await self._jobs.DeleteJob(job_pb2.DeleteJobRequest(name=job_name(job)))

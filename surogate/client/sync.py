@@ -109,6 +109,28 @@ class Client:
         """Asks a job to stop. It saves what it can and ends CANCELLED; `wait` for that."""
         return self._run(self._client.cancel_job(job))
 
+    def replace_reward(
+        self,
+        job: JobRef,
+        address: str,
+        *,
+        environment: str = "",
+        tls: bool = False,
+        token_env: str = "",
+        shadow: bool = False,
+    ) -> job_pb2.Job:
+        """Has the reward service at `address` (HOST:PORT) score an environment of a running GRPO job from now on.
+
+        `environment` may be left out where the job has only one. With `shadow` it scores beside the one that counts,
+        and the job's metrics say how far they agree (`shadow/…`). An empty address goes back to the configured
+        service, or ends the shadow. `token_env` names a variable of the orchestrator's environment.
+        """
+        return self._run(
+            self._client.replace_reward(
+                job, address, environment=environment, tls=tls, token_env=token_env, shadow=shadow
+            )
+        )
+
     def delete_job(self, job: JobRef) -> None:
         """Forgets an ended job and its events; its files stay."""
         self._run(self._client.delete_job(job))

@@ -57,6 +57,8 @@ def test_list_get_cancel_delete() -> None:
         got = run("jobs", "get", "one", "--server", server)
         assert "jobs/one" in got.stdout and "queued" in got.stdout
         assert json.loads(run("jobs", "get", "one", "--server", server, "--json").stdout)["state"] == "STATE_QUEUED"
+        replaced = run("jobs", "reward", "one", "--server", server, "--address", "new:50055", "--shadow")
+        assert replaced.stdout == "jobs/one: the shadow is new:50055 from now on\n"
         assert run("jobs", "cancel", "one", "--server", server).stdout == "jobs/one: cancelled\n"
         assert run("jobs", "delete", "one", "--server", server).returncode == 0
         missing = run("jobs", "get", "one", "--server", server)

@@ -86,6 +86,10 @@ class FakeOrchestrator(job_pb2_grpc.JobServiceServicer):
         self._cancelled.set()
         return self.jobs[request.name]
 
+    async def ReplaceReward(self, request: Any, context: Any) -> Job:
+        self.replaced = request
+        return self.jobs[request.name]
+
     async def DeleteJob(self, request: Any, context: Any) -> Any:
         del self.jobs[request.name]
         return Empty()

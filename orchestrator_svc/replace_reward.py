@@ -1,0 +1,83 @@
+"""What ReplaceReward must find before a running job is given another reward service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator_svc.messages import ENDED
+from orchestrator_svc.reward_services import ReplacedService
+from surogate.config.env import EnvConfig
+from surogate.config.job import GrpoJob, resolve_job
+from surogate.config.problems import violations_of
+from surogate.errors import (
+    ConfigError,
+    FailedPreconditionError,
+    InvalidInputError,
+    SurogateError,
+    UnauthenticatedError,
+    Violation,
+)
+from surogate.rpc.channel import open_channel
+from surogate.v1 import job_pb2, reward_pb2, reward_pb2_grpc
+
+_ANSWER_SECONDS = 10.0
+
+
+def wanted_service(row: Any, request: job_pb2.ReplaceRewardRequest) -> tuple[ReplacedService, str]:
+    """The service that the request asks for, and the id of the environment that it must have.
+
+    Raises:
+        FailedPreconditionError: The job has ended, or is not a GRPO job.
+        InvalidInputError: It has no such environment.
+    """
+    if row.state in ENDED:
+        raise FailedPreconditionError(f"jobs/{row.job_id} has ended", reason="JOB_ENDED")
+    job = resolve_job(row.config)
+    if not isinstance(job, GrpoJob):
+        raise FailedPreconditionError(f"jobs/{row.job_id} is of kind {job.kind}: it has no rewards", reason="NOT_GRPO")
+    labels = {env.label: env.id for env in job.orch.env}
+    environment = request.environment or (next(iter(labels)) if len(labels) == 1 else "")
+    if environment not in labels:
+        why = f"must be one of {', '.join(labels)}, got {request.environment!r}"
+        raise InvalidInputError(f"environment {why}", violations=[Violation("environment", why)])
+    service = ReplacedService(environment, request.shadow, request.address, request.tls, request.token_env)
+    return service, labels[environment]
+
+
+async def check_service(service: ReplacedService, environment_id: str) -> None:
+    """Asks the service whether it is there, and has the environment.
+
+    Raises:
+        InvalidInputError: It does not answer, or has other environments.
+    """
+    from orchestrator_svc.grpo.setup import service_security
+
+    env = _environment(service, environment_id)
+    channel = open_channel(service.address, service_security(env, "request"))
+    try:
+        stub: Any = reward_pb2_grpc.RewardServiceStub(channel)
+        found = await stub.ListEnvironments(reward_pb2.ListEnvironmentsRequest(), timeout=_ANSWER_SECONDS)
+    except ConfigError:
+        raise
+    except SurogateError as error:
+        hint = "; give token_env" if isinstance(error, UnauthenticatedError) else ""
+        raise _refused(f"{service.address} does not answer as a reward service: {error}{hint}") from error
+    finally:
+        await channel.close(None)
+    ids = [item.id for item in found.environments]
+    if environment_id not in ids:
+        raise _refused(f"{service.address} has no environment {environment_id}; it has {', '.join(ids) or 'none'}")
+
+
+def _environment(service: ReplacedService, environment_id: str) -> EnvConfig:
+    given = {"address": service.address, "tls": service.tls, "token_env": service.token_env or None}
+    try:
+        return EnvConfig.model_validate({"id": environment_id, **given})
+    except ValidationError as error:
+        raise ConfigError.of(violations_of(error)) from error
+
+
+def _refused(why: str) -> InvalidInputError:
+    return InvalidInputError(why, violations=[Violation("address", why)])

@@ -1,0 +1,54 @@
+"""The circuit breaker before a reward service."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from orchestrator_svc.grpo import breaker as module
+from orchestrator_svc.grpo.breaker import TRIPS_AFTER, Breaker
+from surogate.errors import UnavailableError
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.02)
+
+
+async def test_callers_go_one_at_a_time_while_it_is_open_and_all_at_once_again_after_a_success() -> None:
+    breaker, inside, most, healthy = Breaker(), 0, 0, False
+
+    async def call() -> None:
+        nonlocal inside, most
+        for _ in range(50):
+            async with breaker.attempt(time.monotonic() + 30):
+                inside += 1
+                most = max(most, inside) if breaker.is_open else most
+                await asyncio.sleep(0)
+                inside -= 1
+                if healthy:
+                    breaker.succeeded()
+                    return
+                breaker.failed()
+
+    for _ in range(TRIPS_AFTER):
+        breaker.failed()
+    callers = [asyncio.create_task(call()) for _ in range(8)]
+    await asyncio.sleep(0.2)
+    assert breaker.is_open
+    assert most == 1
+    healthy = True
+    await asyncio.gather(*callers)
+    assert not breaker.is_open
+
+
+async def test_a_caller_gives_up_when_its_time_is_over() -> None:
+    breaker = Breaker()
+    for _ in range(TRIPS_AFTER):
+        breaker.failed()
+    with pytest.raises(UnavailableError, match="3 times in a row"):
+        async with breaker.attempt(time.monotonic()):
+            pytest.fail("it had no time for an attempt")
