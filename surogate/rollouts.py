@@ -54,10 +54,16 @@ def write_step(output_dir: Path, step: int, rows: Sequence[dict[str, Any]]) -> P
     folder = output_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step}.parquet"
-    part = path.with_suffix(".part")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), part, compression="zstd")
-    part.replace(path)
+    write_table(path, rows, SCHEMA)
     return path
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+    """Writes rows as Parquet, whole or not at all; components are a mapping or pairs. Raises OSError."""
+    part = path.with_name(f".{path.name}.part")
+    pairs = [{**row, "components": list(dict(row["components"]).items())} for row in rows]
+    pq.write_table(pa.Table.from_pylist(pairs, schema=schema), part, compression="zstd")
+    part.replace(path)
 
 
 def step_files(output_dir: Path) -> list[tuple[int, Path]]:

@@ -12,15 +12,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from surogate.cli.exits import OK, usage
 from surogate.errors import NotFoundError
-from surogate.rollouts import SCHEMA, TEXT_COLUMNS, read_steps
+from surogate.rollouts import SCHEMA, TEXT_COLUMNS, read_steps, write_table
 
 Row = dict[str, Any]
 _WIDTH = 48
@@ -99,7 +97,7 @@ def export_rollouts(output_dir: Path, target: Path, chosen: Selection) -> int:
     writer = _WRITERS.get(target.suffix)
     if writer is None:
         raise usage("FILE", f"must end in {', '.join(_WRITERS)}, got {target.name}")
-    part = target.with_name(f".{target.name}.part")
+    part = target.with_name(f".{target.stem}.part{target.suffix}")
     count = writer(part, chosen.rows(output_dir))
     part.replace(target)
     sys.stdout.write(f"{count} rollouts in {target}\n")
@@ -127,8 +125,8 @@ def _write_csv_file(path: Path, rows: Iterable[Row]) -> int:
 
 
 def _write_parquet_file(path: Path, rows: Iterable[Row]) -> int:
-    found = [{**row, "components": list(row["components"].items())} for row in rows]
-    pq.write_table(pa.Table.from_pylist(found, schema=SCHEMA), path, compression="zstd")
+    found = list(rows)
+    write_table(path, found, SCHEMA)
     return len(found)
 
 

@@ -69,6 +69,41 @@ def export(
     raise typer.Exit(rollouts.export_rollouts(output_dir, file, rollouts.Selection(first, last, env, fate)))
 
 
+@rollouts_app.command("rescore")
+def rescore(
+    output_dir: Folder,
+    environment: Annotated[str, typer.Option("--with", metavar="ID", help="Environment to score with.")],
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="HOST:PORT", help="Reward service; unset: the built-in one.", show_default=False),
+    ] = None,
+    args: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", metavar="KEY=VALUE", help="Argument of the environment; may be repeated."),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Parquet file for the rollouts and their new rewards.", show_default=False),
+    ] = None,
+    item_timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that one rollout may take.")] = 60.0,
+    first: First = 0,
+    last: Last = None,
+    env: Env = None,
+    fate: Fate = None,
+    as_json: Json = False,
+) -> None:
+    """Score stored rollouts again with another reward, and say how far the two agree."""
+    from surogate.cli import rescore as command
+    from surogate.cli.rollouts import Selection
+    from surogate.config.load import Document
+    from surogate.config.overrides import apply_overrides
+
+    arguments = dict(apply_overrides(Document("args", {}), args or []).data)
+    reward = command.NewReward(address, environment, arguments, item_timeout)
+    chosen = Selection(first, last, env, fate)
+    raise typer.Exit(command.rescore(output_dir, chosen, reward, output, as_json=as_json))
+
+
 def add_to(app: typer.Typer) -> None:
     """Adds `rollouts …`."""
     app.add_typer(rollouts_app, name="rollouts", rich_help_panel="Jobs and models")
