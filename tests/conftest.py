@@ -1,15 +1,9 @@
-"""What all tests share: caches of their own, for this process and those it starts; no limits on time for Hypothesis."""
+"""What all tests share."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-
-from hypothesis import HealthCheck, settings
-
-_CACHE = tempfile.TemporaryDirectory(prefix="surogate-test-cache-")
-os.environ["SUROGATE_CACHE_DIR"] = _CACHE.name
+from hypothesis import settings
 
 # How long an example takes says more of the machine than of the code.
-settings.register_profile("surogate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("surogate", deadline=None)
 settings.load_profile("surogate")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from surogate.config.base import ConfigModel, Float, Size, Text, planned, problem, refuse, spelled
+from surogate.config.base import ConfigModel, Float, Size, Text, one_of, problem, refuse, spelled
 
 
 def _as_list(value: Any) -> Any:
@@ -59,20 +59,38 @@ class LoraKeys(ConfigModel):
         return self
 
 
-class QloraKeys(ConfigModel):
-    """Quantised base weights under LoRA."""
+BNB_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
-    qlora_bnb: bool = planned(False)
-    """NF4 base weights."""
-    qlora_bnb_block_size: int = planned(64)
-    """Weights that share a scale in NF4."""
-    qlora_bnb_double_quant: bool = planned(True)
-    """Quantise the scales of NF4 too."""
-    qlora_fp8: bool = planned(False)
-    """FP8 base weights."""
-    qlora_fp4: bool = planned(False)
-    """NVFP4 base weights."""
-    qlora_block_size: int = planned(128)
-    """Weights that share a scale in FP8."""
-    qlora_four_over_six: bool = planned(True)
-    """Choose between two scales per block in NVFP4."""
+
+class QloraKeys(ConfigModel):
+    """Quantised base weights under LoRA. One storage at the most; all run on every CPU and GPU."""
+
+    qlora_bnb: bool = False
+    """Store the base weights in NF4, by bitsandbytes: 4.1 bits a weight."""
+    qlora_bnb_block_size: Annotated[
+        int, one_of(lambda value: value in BNB_BLOCK_SIZES, f"must be one of {', '.join(map(str, BNB_BLOCK_SIZES))}")
+    ] = 64
+    """Weights that share a scale in NF4: 32, 64, 128, … 4096."""
+    qlora_bnb_double_quant: bool = True
+    """Store the scales of NF4 in 8 bits."""
+    qlora_fp8: bool = False
+    """Store the base weights in E4M3 with a scale for each square of qlora_block_size: 8 bits a weight."""
+    qlora_fp4: bool = False
+    """Store the base weights in NVFP4, E2M1 with an E4M3 scale for each 16: 4.5 bits a weight."""
+    qlora_block_size: Size = 128
+    """Rows and columns of the squares of weights that share a scale in FP8, ≥ 1."""
+    qlora_four_over_six: bool = True
+    """NVFP4: for each block let its largest weight be 6 or 4, whichever leaves the smaller error."""
+
+    @model_validator(mode="after")
+    def _one_storage_under_lora(self) -> Self:
+        chosen = [name for name in ("qlora_bnb", "qlora_fp8", "qlora_fp4") if getattr(self, name)]
+        if not chosen:
+            return self
+        problems = [problem(name, f"cannot be combined with {chosen[0]}: choose one") for name in chosen[1:]]
+        if not getattr(self, "lora", True):
+            problems.append(problem(chosen[0], "needs lora: true: quantised weights are not trained"))
+        if getattr(self, "from_scratch", False):
+            problems.append(problem(chosen[0], "needs trained weights, and from_scratch is true"))
+        refuse("train", problems)
+        return self

@@ -144,7 +144,7 @@ class PrecisionKeys(ConfigModel):
     """Dtype of gradients. null = that of the weights."""
     fp8_amax_history: int = planned(16)
     """Steps over which FP8 scales look back."""
-    skip_quant_first_layers: int = planned(0)
-    """First layers that are left unquantised."""
-    skip_quant_last_layers: int = planned(0)
-    """Last layers that are left unquantised."""
+    skip_quant_first_layers: Count = 0
+    """First layers whose weights are left unquantised, ≥ 0 (QLoRA)."""
+    skip_quant_last_layers: Count = 0
+    """Last layers whose weights are left unquantised, ≥ 0 (QLoRA). The output head always is."""

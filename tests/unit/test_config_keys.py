@@ -159,7 +159,6 @@ NOT_YET = [
     (OrchConfig, "teacher_model", {}),
 ]
 PLANNED = [
-    (TrainConfig, "qlora_bnb", False, True),
     (TrainConfig, "recipe", "bf16", "fp8-hybrid"),
     (TrainConfig, "gpus", 1, 0),
     (TrainConfig, "zero_level", 1, 3),

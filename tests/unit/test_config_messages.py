@@ -75,6 +75,13 @@ def dataset(**keys: Any) -> dict[str, Any]:
             "rope_scaling: must be one of linear, dynamic, yarn, longrope, llama3, or a JSON object; got 'yarm'",
         ),
         ({"lora_target_modules": []}, "lora_target_modules: must have at least 1 item(s), got []"),
+        ({"lora": False, "qlora_bnb": True}, "qlora_bnb: needs lora: true: quantised weights are not trained"),
+        ({"qlora_bnb": True, "qlora_fp4": True}, "qlora_fp4: cannot be combined with qlora_bnb: choose one"),
+        ({"qlora_fp8": True, "from_scratch": True}, "qlora_fp8: needs trained weights, and from_scratch is true"),
+        (
+            {"qlora_bnb": True, "qlora_bnb_block_size": 48},
+            "qlora_bnb_block_size: must be one of 32, 64, 128, 256, 512, 1024, 2048, 4096, got 48",
+        ),
         ({"lora": False, "adapter_path": "a"}, "adapter_path: needs lora: true, and lora is false"),
         ({"lora": False, "merge_adapter": True}, "merge_adapter: needs lora: true, and lora is false"),
         ({"max_length": 2000}, "max_length: is 2000, more than sequence_len (1024)"),

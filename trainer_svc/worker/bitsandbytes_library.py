@@ -6,7 +6,7 @@ import importlib
 import logging
 from typing import Any
 
-from trainer_svc.worker.modeling import config_error
+from surogate.errors import ConfigError, Violation
 
 
 def load_bitsandbytes(key: str) -> Any:
@@ -15,4 +15,5 @@ def load_bitsandbytes(key: str) -> Any:
     try:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
-        raise config_error(key, f"needs bitsandbytes, which is not installed ({error})") from error
+        problem = Violation(f"train.{key}", f"needs bitsandbytes, which is not installed ({error})")
+        raise ConfigError.of([problem]) from error

@@ -20,6 +20,7 @@ from trainer_svc.worker import determinism, grpo
 from trainer_svc.worker.data.prepare import prepare
 from trainer_svc.worker.export import export_weights
 from trainer_svc.worker.files import remove_leftovers
+from trainer_svc.worker.quantized.state import count_parameters
 from trainer_svc.worker.score import score
 from trainer_svc.worker.session import Kind, TrainingSession, load_session
 from trainer_svc.worker.supervised import SupervisedRun
@@ -65,14 +66,14 @@ class Engine:
             checkpointing.restore(opened, source, self._reporter.warning)
             self._saved_step = opened.step
         self._opened = opened
-        parameters = {id(weight): weight for weight in opened.policy.model.parameters()}.values()
+        trainable, parameters = count_parameters(opened.policy.model)
         return worker.OpenReply(
             step=opened.step,
             max_steps=total_steps,
             checkpoint=str(source or ""),
             checkpoint_step=opened.step if source else 0,
-            num_trainable_parameters=sum(w.numel() for w in parameters if w.requires_grad),
-            num_parameters=sum(w.numel() for w in parameters),
+            num_trainable_parameters=trainable,
+            num_parameters=parameters,
             vocab_size=opened.policy.vocab_size,
             max_sequence_length=train.sequence_len,
         )

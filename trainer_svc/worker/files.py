@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from trainer_svc.worker import lora
+from trainer_svc.worker.quantized.record import Quantization
 
 TEMPORARY = ".tmp-"
 """Names of folders and files that are not complete begin so."""
@@ -89,6 +90,9 @@ def write_adapter(adapter: PeftModel, folder: Path, dtype: torch.dtype | None = 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(lora.tensors(adapter, dtype), folder / lora.WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / lora.CONFIG_FILE).write_text(lora.config_json(adapter), encoding="utf-8")
+    quantization = Quantization.noted(adapter.get_base_model())
+    if quantization is not None:
+        quantization.write(folder)
 
 
 def write_model(model: PreTrainedModel, state: Mapping[str, torch.Tensor], dtype: torch.dtype, folder: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from surogate.config.train import TrainConfig
 from trainer_svc.worker.modeling import config_error
 from trainer_svc.worker.paths import is_local
+from trainer_svc.worker.quantized.state import decoded_state, weight_of
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -76,9 +77,11 @@ def tensors(adapter: PeftModel, dtype: torch.dtype | None = None) -> dict[str, t
     return {name: weight.detach().to(dtype or weight.dtype).contiguous() for name, weight in state.items()}
 
 
-def base_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights under the adapter's layers, by their names in the bare model."""
-    return {_bare(name): value for name, value in model.state_dict().items() if not _is_adapters(name)}
+def base_state(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """The weights under the adapter's layers, by their names in the bare model; of quantised ones what they mean, in
+    `dtype`.
+    """
+    return {_bare(name): value for name, value in decoded_state(model, dtype).items() if not _is_adapters(name)}
 
 
 def merged_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -86,9 +89,9 @@ def merged_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     state = base_state(model)
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
+            weight = weight_of(module.get_base_layer())
             delta = module.get_delta_weight("default")
-            state[f"{name}.weight"] = (weight.detach().float() + delta.detach().float()).contiguous()
+            state[f"{name}.weight"] = (weight.float() + delta.detach().float()).contiguous()
     return state
 
 

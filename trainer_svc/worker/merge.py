@@ -111,7 +111,7 @@ def merge(adapter: Path, base: str, output: Path, dtype: str = "auto") -> None:
 
     from trainer_svc.worker.files import new_folder, write_model
 
-    model = _load_base(base)
+    model = _load_base(base, adapter)
     stored = getattr(torch, dtype) if dtype != "auto" else model.dtype
     merged = add_adapter(model, adapter, stored)
     # The trainer puts its tokenizer, with the chat template that was trained with, beside the adapter.
@@ -121,12 +121,25 @@ def merge(adapter: Path, base: str, output: Path, dtype: str = "auto") -> None:
         tokenizer.save_pretrained(temporary)
 
 
-def _load_base(base: str) -> PreTrainedModel:
+def _load_base(base: str, adapter: Path) -> PreTrainedModel:
+    """The model that the adapter was trained on: with weights as they came out of quantising, if they were."""
+    import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from trainer_svc.worker.quantized.loading import dequantize_layers, read_quantized
+    from trainer_svc.worker.quantized.record import Quantization
 
     try:
-        return AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        quantization = Quantization.read(adapter)
+    except ValueError as error:
+        raise wrong("adapter", str(error)) from error
+    try:
+        if quantization is None:
+            return AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        model, _ = read_quantized(base, AutoConfig.from_pretrained(base), quantization, torch.device("cpu"))
+        dequantize_layers(model, quantization.dtype)
+        return model
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise wrong("base", f"could not load {base}: {_first_line(error)}") from error
 

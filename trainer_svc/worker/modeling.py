@@ -14,6 +14,8 @@ from surogate.errors import ConfigError, Violation
 from trainer_svc.worker.attention import use_packed_attention
 from trainer_svc.worker.paths import is_local
 from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.quantized.loading import read_quantized
+from trainer_svc.worker.quantized.record import Quantization
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
@@ -38,11 +40,14 @@ def load_model_config(train: TrainConfig) -> PretrainedConfig:
     return config
 
 
-def load_model(train: TrainConfig, *, source: str | Path | None = None) -> tuple[PreTrainedModel, Precision]:
+def load_model(
+    train: TrainConfig, *, source: str | Path | None = None, quantize: bool = True
+) -> tuple[PreTrainedModel, Precision]:
     """Loads the base model on the device it trains on, with attention kept inside documents.
 
     `source` is a folder whose weights replace those of `train.model` (a checkpoint). Weights have the format of frozen
-    ones (see Precision); those to be trained are widened later. Raises ConfigError naming the key that is wrong.
+    ones (see Precision); those to be trained are widened later. With `quantize` linear layers are stored as `qlora_*`
+    say, each quantised as it is read. Raises ConfigError naming the key that is wrong.
     """
     config = load_model_config(train)
     precision = Precision.of(train.torch_dtype, getattr(config, "dtype", None))
@@ -53,7 +58,8 @@ def load_model(train: TrainConfig, *, source: str | Path | None = None) -> tuple
             torch.manual_seed(train.train_seed)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype)
         else:
-            model = _read_weights(path, config, dtype)
+            quantization = quantization_of(train, config, dtype) if quantize else None
+            model = _read_weights(path, config, dtype, quantization, device(train))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -74,9 +80,30 @@ def vocab_size(model: PreTrainedModel) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def _read_weights(path: str, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def quantization_of(train: TrainConfig, config: PretrainedConfig, dtype: torch.dtype) -> Quantization | None:
+    """How linear layers are to be stored; None for as they are. Raises ConfigError if they are quantised already."""
+    quantization = Quantization.of(train, dtype, int(getattr(config.get_text_config(), "num_hidden_layers", 0)))
+    theirs = getattr(config, "quantization_config", None)
+    if quantization is not None and theirs is not None:
+        kind = theirs.get("quant_method") if isinstance(theirs, dict) else theirs.quant_method
+        raise config_error(
+            "model", f"{train.model} is quantised already ({kind}); leave out qlora_*, or name its original"
+        )
+    return quantization
+
+
+def _read_weights(
+    path: str,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    where: torch.device,
+) -> PreTrainedModel:
     """Reads all weights; one that the files lack is an error, not a random one."""
-    model, report = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
+    if quantization is None:
+        model, report = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
+    else:
+        model, report = read_quantized(path, config, quantization, where)
     missing = sorted(report["missing_keys"])
     if missing:
         raise config_error("model", f"{path} lacks weights that its config.json calls for: {', '.join(missing[:5])}")

@@ -12,10 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from surogate.config.grpo import ClipLoss
 from surogate.config.train import TrainConfig
 from trainer_svc.worker import lora
-from trainer_svc.worker.modeling import load_model
+from trainer_svc.worker.modeling import config_error, load_model, quantization_of
 from trainer_svc.worker.optimizer import Optimizer
 from trainer_svc.worker.policy import Policy
 from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.quantized.loading import quantize_layers
+from trainer_svc.worker.quantized.storage import storage_of
 from trainer_svc.worker.recompute import use_recompute
 from trainer_svc.worker.schedule import Schedule
 from trainer_svc.worker.tokenizer import load_tokenizer
@@ -80,6 +82,8 @@ def load_session(kind: Kind, train: TrainConfig, output_dir: Path, weights: Path
 
     Raises ConfigError naming the key that is wrong.
     """
+    if kind == "grpo" and storage_of(train) is not None:
+        raise config_error("qlora_*", "works in SFT and PT; in GRPO it is known, not supported yet")
     tokenizer = load_tokenizer(train)
     if train.lora:
         policy = _load_adapter(kind, train, output_dir, tokenizer, weights)
@@ -96,15 +100,18 @@ def load_session(kind: Kind, train: TrainConfig, output_dir: Path, weights: Path
 def _load_adapter(
     kind: Kind, train: TrainConfig, output_dir: Path, tokenizer: PreTrainedTokenizerBase, weights: Path | None
 ) -> Policy:
-    model, precision = load_model(train)
     merging = train.adapter_path is not None and train.adapter_init_mode == "merge"
+    model, precision = load_model(train, quantize=not merging)
     if merging:
         model = lora.merge_adapter(model, str(train.adapter_path))
+        if weights is None:
+            save_base(model, precision, tokenizer, output_dir / MERGED_BASE)
+        quantization = quantization_of(train, model.config, model.dtype)
+        if quantization is not None:
+            quantize_layers(model, quantization)
     adapter = lora.attach(model, train, dropout=0.0 if kind == "grpo" else train.lora_dropout)
     if merging:
         adapter.peft_config["default"].base_model_name_or_path = str((output_dir / MERGED_BASE).resolve())
-        if weights is None:
-            save_base(model, precision, tokenizer, output_dir / MERGED_BASE)
     if weights is not None:
         lora.load_weights(adapter, weights)
     elif train.adapter_path is not None and not merging:
@@ -113,10 +120,10 @@ def _load_adapter(
 
 
 def save_base(model: PreTrainedModel, precision: Precision, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes the weights under the adapter's layers as a model of their own."""
+    """Writes the weights under the adapter's layers as a model of their own; of quantised ones what they mean."""
     from trainer_svc.worker.files import write_model
 
-    write_model(model, lora.base_state(model), precision.stored, folder)
+    write_model(model, lora.base_state(model, precision.stored), precision.stored, folder)
     tokenizer.save_pretrained(folder)
 
 

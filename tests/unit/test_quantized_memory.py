@@ -1,0 +1,74 @@
+"""A model is quantised while it is read: memory stays near the size of what is kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.tiny import make_tiny_model
+
+LOAD = """
+import json, sys, threading, torch
+from surogate.config.train import TrainConfig
+from trainer_svc.worker.modeling import load_model
+
+def anonymous():  # memory that is not a file's: the files are mapped, and what is mapped may be dropped at any time
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+def load(folder):
+    keys = {"model": folder, "torch_dtype": "float32", "sequence_len": 64}
+    return load_model(TrainConfig.model_validate(keys | json.loads(sys.argv[3])))[0]
+
+load(sys.argv[1])  # libraries are loaded, threads are there
+before, highest, done = anonymous(), 0, threading.Event()
+
+def watch():
+    global highest
+    while not done.wait(0.001):
+        highest = max(highest, anonymous())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = load(sys.argv[2])
+done.set()
+watcher.join()
+kept = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+print(json.dumps({"rise": highest - before, "kept": kept}))
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny model, and one of 64 million weights: 255 MB in float32, the largest matrix 4.7 MB. Its file has bfloat16,
+    so that weights are not just mapped.
+    """
+    tiny, large = tmp_path_factory.mktemp("tiny"), tmp_path_factory.mktemp("large")
+    make_tiny_model(tiny)
+    make_tiny_model(large, hidden=768, layers=12, dtype="bfloat16")
+    return tiny, large
+
+
+def load(folders: tuple[Path, Path], **keys: object) -> tuple[int, int]:
+    command = [sys.executable, "-c", LOAD, *map(str, folders), json.dumps(keys)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(ran.stdout.splitlines()[-1])
+    return found["rise"], found["kept"]
+
+
+@pytest.mark.parametrize("key", ["qlora_bnb", "qlora_fp8", "qlora_fp4"])
+def test_peak_memory_is_near_the_quantised_size(folders: tuple[Path, Path], key: str) -> None:
+    rise, kept = load(folders, **{key: True})
+    full = 255e6
+    assert kept < 0.3 * full
+    assert rise < kept + 12 * 4.7e6  # float32 copies of one matrix while it is encoded
+    assert rise < 0.5 * full
+
+
+def test_without_quantising_it_is_not(folders: tuple[Path, Path]) -> None:
+    rise, _ = load(folders)
+    assert rise > 0.9 * 255e6

@@ -1,0 +1,35 @@
+"""Weights of models of which some are quantised: in full, by the names of the plain model."""
+
+from __future__ import annotations
+
+import torch
+
+from trainer_svc.worker.quantized.linear import QuantizedLinear
+
+
+def weight_of(layer: torch.nn.Module) -> torch.Tensor:
+    """A layer's matrix: its weight, or what its packed weight means, in float32."""
+    weight: torch.Tensor = layer.full_weight() if isinstance(layer, QuantizedLinear) else layer.weight.detach()  # type: ignore[operator]
+    return weight
+
+
+def decoded_state(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The state dict with the matrices of quantised layers in place of their parts, in `dtype`."""
+    state: dict[str, torch.Tensor] = dict(model.state_dict())
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            for part in layer.storage.parts:
+                state.pop(f"{name}.{part}", None)
+            state[f"{name}.weight"] = layer.full_weight(dtype)
+    return state
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """Trainable weights and all weights; shared ones once, quantised ones by what they stand for."""
+    packed = {id(m.weight): m for m in model.modules() if isinstance(m, QuantizedLinear)}
+    weights = {id(weight): weight for weight in model.parameters()}
+    sizes = {
+        key: packed[key].in_features * packed[key].out_features if key in packed else weight.numel()
+        for key, weight in weights.items()
+    }
+    return sum(sizes[key] for key, weight in weights.items() if weight.requires_grad), sum(sizes.values())
