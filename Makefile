@@ -59,12 +59,16 @@ $(CONTRACT): proto/surogate/v1/*.proto | setup
 	  --include_imports --include_source_info -o $@ proto/surogate/v1/*.proto
 
 .PHONY: lint
-lint: setup $(CONTRACT) ## Style, import directions, spelling, and the contract's own rules
+lint: setup lint-proto ## Style, import directions, spelling, secrets, and the contract's own rules
 	ruff check .
 	ruff format --check .
 	lint-imports
-	buf lint $(CONTRACT) --config proto/buf.yaml --path surogate
 	codespell
+	git ls-files -z | xargs -0 detect-secrets-hook
+
+.PHONY: lint-proto
+lint-proto: $(CONTRACT) ## The contract's own rules
+	buf lint $(CONTRACT) --config proto/buf.yaml --path surogate
 
 .PHONY: breaking
 breaking: setup $(CONTRACT) ## Compare the contract with a released one: make breaking AGAINST=contract-v1.binpb

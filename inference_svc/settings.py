@@ -23,7 +23,7 @@ class InferenceSettings(ServiceSettings):
     """Model: a directory with config.json and safetensors weights, or a hub name."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """Compute type; auto is the checkpoint's own."""
+    """Compute type; auto is the checkpoint's own, and bfloat16 for a float32 one."""
 
     max_model_len: int | None = Field(None, ge=2)
     """Longest prompt plus completion in tokens; unset is the model's own."""

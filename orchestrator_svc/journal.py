@@ -148,5 +148,8 @@ def _implied_metrics(happenings: Sequence[Happening]) -> dict[str, float]:
             case job_pb2.StepCompleted():
                 metrics |= dict(happening.metrics)
             case job_pb2.EvaluationCompleted():
-                metrics |= {f"eval/{happening.environment}/{name}": value for name, value in happening.metrics.items()}
+                metrics |= {
+                    f"eval/{happening.environment}/{name.removeprefix('eval/')}": value
+                    for name, value in happening.metrics.items()
+                }
     return {name: value for name, value in metrics.items() if value == value and abs(value) != float("inf")}

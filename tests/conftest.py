@@ -1,9 +1,15 @@
-"""What all tests share."""
+"""What all tests share: caches of their own, for this process and those it starts; no limits on time for Hypothesis."""
 
 from __future__ import annotations
 
-from hypothesis import settings
+import os
+import tempfile
+
+from hypothesis import HealthCheck, settings
+
+_CACHE = tempfile.TemporaryDirectory(prefix="surogate-test-cache-")
+os.environ["SUROGATE_CACHE_DIR"] = _CACHE.name
 
 # How long an example takes says more of the machine than of the code.
-settings.register_profile("surogate", deadline=None)
+settings.register_profile("surogate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("surogate")

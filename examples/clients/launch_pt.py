@@ -26,6 +26,7 @@ def main() -> int:
             "train": {
                 "model": model,
                 "max_steps": max_steps,
+                "sequence_len": 256,
                 "datasets": [{"path": text_file, "type": "text"}],
                 "output_dir": f"output/pt-{uuid.uuid4().hex[:8]}",
                 "optimizer": "adamw",

@@ -47,6 +47,7 @@ def main() -> int:
             "train": {
                 "model": model,
                 "max_steps": max_steps,
+                "sequence_len": 256,
                 "datasets": [{"path": conversations, "type": "conversation"}],
                 "output_dir": f"output/sft-{uuid.uuid4().hex[:8]}",
                 "optimizer": "adamw",

@@ -38,8 +38,10 @@ def get_job(server: str, job: str, *, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(MessageToJson(found, preserving_proto_field_name=True) + "\n")
         return OK
-    for key, value in _facts(found):
-        sys.stdout.write(f"{key:<16}{value}\n")
+    facts = list(_facts(found))
+    width = max(len(key) for key, _ in facts)
+    for key, value in facts:
+        sys.stdout.write(f"{key.ljust(width)}  {value}\n")
     return OK
 
 
@@ -121,10 +123,9 @@ def _facts(job: job_pb2.Job) -> Iterable[tuple[str, str]]:
     yield "job", job.name
     yield "kind", kind_name(job.kind)
     yield "state", state_name(job.state)
-    yield "status", job.status_message
+    # The status message of a failed job only repeats the error.
+    yield ("error", str(from_status(job.error))) if job.HasField("error") else ("status", job.status_message)
     yield "step", f"{job.step}" + (f" of {job.max_steps}" if job.max_steps else "")
-    if job.HasField("error"):
-        yield "error", str(from_status(job.error))
     if job.HasField("eta"):
         yield "eta", units.clock(job.eta.ToTimedelta().total_seconds())
     for key in ("create_time", "start_time", "end_time"):

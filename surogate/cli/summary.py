@@ -16,7 +16,14 @@ from surogate.telemetry import metrics as names
 from surogate.v1 import job_pb2
 
 _MAX_SAMPLES = 5
-_FILES = ("metrics.jsonl", "plots/reward.png", "adapter_model.safetensors", "model.safetensors", "logs")
+_FILES = (
+    "metrics.jsonl",
+    "plots/reward.png",
+    "plots/loss.png",
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "logs",
+)
 
 
 def print_summary(job: job_pb2.Job, progress: Progress, *, local: bool, console: Console | None = None) -> None:

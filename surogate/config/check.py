@@ -17,6 +17,7 @@ from surogate.config.orch import OrchConfig
 from surogate.config.overrides import apply_job_overrides, apply_overrides
 from surogate.config.paths import missing_paths
 from surogate.config.problems import violations_of
+from surogate.config.train import GRPO_ONLY, IN_ORDER
 from surogate.errors import ConfigError, Violation
 
 TITLES = {"pt": "pretraining", "sft": "supervised fine-tuning", "grpo": "GRPO"}
@@ -161,7 +162,14 @@ def _check_job(kind: str, documents: dict[str, Document]) -> Section:
         job = resolve_job(config, sources=documents)
     except ConfigError as error:
         return Section(title, errors=str(error).splitlines())
-    return Section(title, warnings=_job_warnings(job, config, documents), resolved=job.to_dict())
+    resolved = job.to_dict()
+    resolved["train"] = _for_people(resolved["train"], kind)
+    return Section(title, warnings=_job_warnings(job, config, documents), resolved=resolved)
+
+
+def _for_people(train: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The keys of train.yaml that mean something in a job of this kind, the run and the model first."""
+    return {key: train[key] for key in IN_ORDER if kind == "grpo" or key not in GRPO_ONLY}
 
 
 def _job_warnings(job: AnyJob, config: dict[str, Any], documents: dict[str, Document]) -> list[str]:

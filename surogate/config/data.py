@@ -18,9 +18,9 @@ class DatasetBase(ConfigModel):
     path: Text
     """File or folder (JSONL, JSON, parquet, CSV, for text also plain text), or the name of a dataset on the hub."""
     subset: Text | None = None
-    """Configuration of a dataset on the hub. null = its default."""
+    """Configuration of a dataset on the hub, or folder of that name in a local one. null = its default."""
     split: Text = "train"
-    """Split to use, where there are several."""
+    """Split to use, where there are several; `train[:1000]` and `train[5%:10%]` take a part of it."""
     samples: Size | None = None
     """Use the first so many rows, ≥ 1. null = all."""
 
@@ -151,7 +151,7 @@ class ChatKeys(ConfigModel):
     truncation_strategy: Literal["delete", "left", "right", "split"] = "delete"
     """What is done with longer ones: left out, cut at the start, cut at the end, or split into several samples."""
     padding_side: Literal["left", "right"] = "right"
-    """Side on which short sequences are padded."""
+    """Side on which sequences are padded to pad_to_multiple_of. It changes no loss."""
     loss_scale: Literal["default", "last_round", "all"] = "default"
     """Tokens that are learnt: the assistant's, those of its last turn, or all."""
     response_prefix: str | None = None

@@ -103,3 +103,8 @@ class TrainConfig(
     renamed: ClassVar[dict[str, str]] = {"min_lr_ratio": "final_lr_fraction"}
     without_effect: ClassVar[frozenset[str]] = keys.TRAIN_WITHOUT_EFFECT
     not_yet: ClassVar[frozenset[str]] = keys.TRAIN_NOT_YET
+
+
+_THEMES = [theme for theme in TrainConfig.__bases__ if issubclass(theme, ConfigModel)]
+IN_ORDER = tuple(name for theme in _THEMES for name in theme.model_fields)
+"""The keys as people look for them: the run and the model first. Pydantic's own order begins with the last theme."""

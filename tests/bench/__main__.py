@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.bench.page import conditions, update
 from tests.bench.table import Options, Table
 
-NAMES = ("orchestrator",)
+NAMES = ("orchestrator", "push", "generate")
 PAGE = Path("docs/performance.md")
 
 

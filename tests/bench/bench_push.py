@@ -1,20 +1,17 @@
 """Seconds and GB/s of a weight push, as a ratio to a raw TCP copy of the same bytes on loopback.
 
-`python -m tests.bench.bench_push [--json FILE]`. Transports and the TCP copy take turns; each figure is the median of
-its rounds. A push counts from the first call to the last commit: memory reserved, bytes moved, checksums verified.
+The replica is a process that takes weights and throws them away: memory reserved, bytes moved, checksums verified and
+the commit answered, from the first call to the last. What a commit into vLLM takes is `bench_weights`.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
-import socket
 import statistics
 import tempfile
-import threading
-import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 from surogate.process import start_service
@@ -23,38 +20,68 @@ from surogate.v1 import common_pb2, weights_pb2
 from surogate.weights.manifest import write_image
 from surogate.weights.memory import SHM, MemoryDirectory
 from surogate.weights.push import push
+from tests.bench.table import Cell, Options, Table
+from tests.bench.tcp import tcp_seconds
+
+AIM = 0.25
+"""Speed of a push over that of the TCP copy."""
 
 MB = 1_000_000
-SIZES = (10 * MB, 100 * MB, 1000 * MB)
 TENSORS = 50
 _BLOCK = 1 << 20
 
 
-def tcp_seconds(data: memoryview) -> float:
-    """Seconds to copy `data` through one loopback connection, from the first send to the receiver's answer."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        receiver = threading.Thread(target=_receive, args=(listener, len(data)))
-        receiver.start()
-        with socket.create_connection(listener.getsockname()) as sender:
-            start = time.perf_counter()
-            sender.sendall(data)
-            sender.recv(1)
-            seconds = time.perf_counter() - start
-        receiver.join()
-    return seconds
+async def run(options: Options) -> Table:
+    """A row per size and transport; the copy and the transports take turns."""
+    sizes = (1,) if options.quick else (10, 100, 1000)
+    rounds = options.rounds or (1 if options.quick else 7)
+    rows: list[list[Cell]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        replica = await start_service("tests.bench.replica", log_file=Path(folder) / "replica.log")
+        try:
+            versions = count(1)
+            for size in sizes:
+                rows += await _measured(replica.address, size * MB, rounds, lambda: next(versions))
+        finally:
+            await replica.stop()
+    return Table(("MB", "transport", "seconds", "GB/s", "TCP seconds", "ratio to TCP", "aim"), rows)
 
 
-def _receive(listener: socket.socket, length: int) -> None:
-    connection, _ = listener.accept()
-    buffer = bytearray(_BLOCK)
-    with connection:
-        while length:
-            length -= connection.recv_into(buffer)
-        connection.send(b"x")
+async def _measured(target: str, num_bytes: int, rounds: int, version: Callable[[], int]) -> list[list[Cell]]:
+    memory = MemoryDirectory(SHM)
+    try:
+        image = memory.path / "image.safetensors"
+        manifest = await asyncio.to_thread(random_image, image, num_bytes)
+        data = memoryview(image.read_bytes())
+        tcp: list[float] = []
+        pushes: dict[str, list[float]] = {"shared_memory": [], "grpc": []}
+        for index in range(rounds + 1):
+            copied = await asyncio.to_thread(tcp_seconds, data)
+            pushed = {name: await _push(image, manifest, target, name, version()) for name in pushes}
+            if index:  # the first round warms connections and memory
+                tcp.append(copied)
+                for name, seconds in pushed.items():
+                    pushes[name].append(seconds)
+    finally:
+        memory.close()
+    return [_row(name, manifest.num_bytes, seconds, tcp) for name, seconds in pushes.items()]
+
+
+async def _push(image: Path, manifest: weights_pb2.WeightManifest, target: str, transport: str, version: int) -> float:
+    manifest.version = version
+    report = await push(image, manifest, [target], ClientSecurity(), shared_memory=transport == "shared_memory")
+    assert report.replicas[0].transport == transport and not report.errors
+    return report.seconds
+
+
+def _row(transport: str, num_bytes: int, seconds: list[float], tcp: list[float]) -> list[Cell]:
+    typical = statistics.median(seconds)
+    ratio = statistics.median(copied / pushed for copied, pushed in zip(tcp, seconds, strict=True))
+    return [round(num_bytes / MB), transport, typical, num_bytes / typical / 1e9, statistics.median(tcp), ratio, AIM]
 
 
 def random_image(path: Path, num_bytes: int) -> weights_pb2.WeightManifest:
-    """An image of about `num_bytes` in bfloat16 tensors of equal size, with version 1."""
+    """An image of about `num_bytes` in bfloat16 tensors of equal size."""
     elements = num_bytes // TENSORS // 2
     data = os.urandom(_BLOCK) * (2 * elements // _BLOCK + 1)
     tensors = [
@@ -62,73 +89,3 @@ def random_image(path: Path, num_bytes: int) -> weights_pb2.WeightManifest:
         for index in range(TENSORS)
     ]
     return write_image(path, tensors, version=1, kind=weights_pb2.WEIGHT_KIND_FULL)
-
-
-async def measure(target: str, num_bytes: int, rounds: int, versions: list[int]) -> dict[str, float]:
-    """Medians for one size: seconds of each transport and of the TCP copy."""
-    memory = MemoryDirectory(SHM)
-    image = memory.path / "image.safetensors"
-    manifest = await asyncio.to_thread(random_image, image, num_bytes)
-    data = memoryview(image.read_bytes())
-    seconds: dict[str, list[float]] = {"tcp": [], "grpc": [], "shared_memory": []}
-    try:
-        for _ in range(rounds):
-            seconds["tcp"].append(await asyncio.to_thread(tcp_seconds, data))
-            for transport in ("grpc", "shared_memory"):
-                versions[0] += 1
-                manifest.version = versions[0]
-                shared = transport == "shared_memory"
-                report = await push(image, manifest, [target], ClientSecurity(), shared_memory=shared)
-                assert report.replicas[0].transport == transport and not report.errors
-                seconds[transport].append(report.seconds)
-    finally:
-        memory.close()
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-async def run(sizes: tuple[int, ...], rounds: int) -> list[dict[str, float]]:
-    """One row per size: bytes, seconds of each transport, and ratios to TCP (1 = as fast)."""
-    rows = []
-    versions = [0]
-    with tempfile.TemporaryDirectory() as folder:
-        replica = await start_service("tests.bench.replica", log_file=Path(folder) / "replica.log")
-        try:
-            for size in sizes:
-                await measure(replica.address, size, 1, versions)  # connections, imports and memory warm
-                seconds = await measure(replica.address, size, rounds, versions)
-                rows.append(_row(size, seconds))
-                print(_line(rows[-1]), flush=True)
-        finally:
-            await replica.stop()
-    return rows
-
-
-def _row(size: int, seconds: dict[str, float]) -> dict[str, float]:
-    row: dict[str, float] = {"bytes": size}
-    for name, value in seconds.items():
-        row[f"{name}_seconds"] = value
-        row[f"{name}_ratio"] = seconds["tcp"] / value
-    return row
-
-
-def _line(row: dict[str, float]) -> str:
-    parts = [f"{row['bytes'] / MB:6.0f} MB"]
-    for name in ("tcp", "grpc", "shared_memory"):
-        rate = row["bytes"] / row[f"{name}_seconds"] / 1e9
-        parts.append(f"{name} {row[f'{name}_seconds']:.4f} s {rate:5.2f} GB/s ratio {row[f'{name}_ratio']:.2f}")
-    return "   ".join(parts)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file to write the rows to")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds per size (default 7)")
-    parser.add_argument("--sizes-mb", type=int, nargs="+", default=[size // MB for size in SIZES])
-    options = parser.parse_args(argv)
-    rows = asyncio.run(run(tuple(size * MB for size in options.sizes_mb), options.rounds))
-    if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

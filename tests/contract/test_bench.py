@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.bench.__main__ import main
 
 
@@ -14,3 +16,19 @@ def test_the_orchestrator_bench_runs_grpo_jobs_through_the_real_service(tmp_path
     rows = json.loads(out.read_text())["orchestrator"]
     assert [row["reward service"] for row in rows] == ["instant", "built-in"]
     assert all(row["rollouts/s"] > 0 for row in rows)
+
+
+def test_the_push_bench_runs_both_transports(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["push", "--quick", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["push"]
+    assert [row["transport"] for row in rows] == ["shared_memory", "grpc"]
+    assert all(row["ratio to TCP"] > 0 for row in rows)
+
+
+@pytest.mark.slow  # two engines are loaded
+def test_the_generation_bench_compares_the_service_with_vllm(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["generate", "--quick", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["generate"]
+    assert all(row["direct tokens/s"] > 0 and row["gRPC tokens/s"] > 0 for row in rows)

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.tiny import make_tiny_tokenizer
 from trainer_svc.worker.batch import Document, collate
 from trainer_svc.worker.data.chat import Rendered
-from trainer_svc.worker.data.encode import encode, fit
+from trainer_svc.worker.data.encode import batched, encode, fit
 
 
 def document(length: int, first_learned: int = 0) -> Document:
@@ -61,3 +61,17 @@ def test_a_row_is_padded_by_a_document_of_its_own() -> None:
 def test_a_batch_without_anything_to_learn_is_an_error() -> None:
     with pytest.raises(ValueError, match="no document of the batch"):
         collate([document(5, first_learned=5)])
+
+
+def test_padding_on_the_left_moves_what_is_predicted() -> None:
+    right, left = (collate([document(6)], pad_to_multiple_of=8, padding_side=side) for side in ("right", "left"))
+    assert left.input_ids.tolist() == [[0, 0, 0, 0, 1, 2, 3, 4]]
+    assert left.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
+    assert left.predict.tolist() == [place + 3 for place in right.predict.tolist()]
+    assert left.targets.tolist() == right.targets.tolist()
+
+
+def test_texts_are_tokenized_in_batches_of_a_bounded_size() -> None:
+    texts = [Rendered("x" * 300_000, None), Rendered("y" * 300_000, None), *[Rendered("z", None)] * 1500]
+    sizes = [len(batch) for batch in batched(texts)]
+    assert sizes == [2, 1000, 500]

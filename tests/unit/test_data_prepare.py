@@ -234,3 +234,51 @@ def test_a_missing_split_lists_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         prepared({"path": str(tmp_path / "d"), "type": "text", "split": "dev"})
     assert violation(error) == ("train.datasets.0.split", "there is no split `dev`; there are train")
+
+
+def test_when_nothing_can_be_held_out_nothing_is_evaluated(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", TEXTS[:1])
+    data, warnings = prepared({"path": path, "type": "text"}, validation_split_ratio=0.5)
+    assert data.held_out is None
+    assert len(data.training) == 1
+    assert "nothing of the data was held out" in warnings[0]
+
+
+def test_what_was_made_of_each_dataset_is_counted(tmp_path: Path) -> None:
+    entry = {"path": write_jsonl(tmp_path / "a.jsonl", CHATS), "type": "conversation"}
+    data, _ = prepared([entry, {**entry, "samples": 2}], validation_split_ratio=0.3)
+    first, second = data.counts
+    assert (first.rows, first.held_out, first.documents, first.learned) == (6, 2, 4, 4 * 3)
+    assert (second.key, second.rows, second.kind) == ("train.datasets.1", 2, "conversation")
+    assert first.tokens + second.tokens == data.training.num_tokens
+
+
+def test_tools_come_as_lists_or_as_json_without_the_nulls_of_tables(tmp_path: Path) -> None:
+    tools = [
+        {"name": "f", "parameters": {"x": {"type": "integer"}, "y": None}},
+        {"name": "g", "parameters": {"x": None, "y": {"type": "string"}}},
+    ]
+    shown = "{{- tools | tojson }}{%- for m in messages %}{{- m.content }}{%- endfor %}"
+    messages = CHATS[0]["messages"]
+    (tmp_path / "t.jinja").write_text(shown)
+    datasets.Dataset.from_list([{"messages": messages, "tools": tools}]).to_parquet(tmp_path / "a.parquet")
+    write_jsonl(tmp_path / "b.jsonl", [{"messages": messages, "tools": json.dumps(tools)}])
+    tokenizer = make_tiny_tokenizer(chat_template=shown)
+    for name in ("a.parquet", "b.jsonl"):
+        entry = {"path": str(tmp_path / name), "type": "conversation", "tools_field": "tools"}
+        train = TrainConfig.model_validate(
+            {"model": "m", "datasets": [entry], "loss_scale": "all", "validation_split_ratio": 0, "optimizer": "adamw"}
+        )
+        data = prepare(train, tokenizer, VOCAB_SIZE, lambda text: None)
+        (text,) = texts(data.training)
+        assert json.loads(text.removesuffix("ab0")) == [
+            {"name": "f", "parameters": {"x": {"type": "integer"}}},
+            {"name": "g", "parameters": {"y": {"type": "string"}}},
+        ]
+
+
+def test_tools_that_are_none_are_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{**CHATS[0], "tools": "3"}])
+    with pytest.raises(ConfigError) as error:
+        prepared({"path": path, "type": "conversation", "tools_field": "tools"})
+    assert violation(error) == ("train.datasets.0.path", "row 1: `tools` is not a list of tool definitions")

@@ -120,7 +120,7 @@ async def test_events_change_the_job_with_them(database: Database) -> None:
     await database.write(lambda c: leases.claim_next(c, "me", 60))
     step = job_pb2.StepCompleted(step=3, max_steps=9, metrics={"loss": 2.0, "lr": float("nan")})
     saved = job_pb2.CheckpointSaved(step=3, path="/out/a/checkpoint-3")
-    done = job_pb2.EvaluationCompleted(step=3, environment="validation", metrics={"loss": 2.5})
+    done = job_pb2.EvaluationCompleted(step=3, environment="validation", metrics={"eval/loss": 2.5})
     await database.write(lambda c: record(c, "a", "me", [step, saved, done]))
     again = job_pb2.StepCompleted(step=2, max_steps=9, metrics={"loss": 2.2}, replayed=True)
     await database.write(lambda c: record(c, "a", "me", [again, job_pb2.Notice()]))
@@ -216,7 +216,7 @@ async def test_forgetting_a_job_forgets_all_of_it(database: Database) -> None:
 
 def test_a_store_that_cannot_be_used_names_the_setting() -> None:
     with pytest.raises(ConfigError, match="store_url: cannot use") as caught:
-        Database.open("nosuchdb://user:secret@host/x")
+        Database.open("nosuchdb://user:secret@host/x")  # pragma: allowlist secret
     assert "secret" not in str(caught.value)
     with pytest.raises(ConfigError, match="store_url"):
         Database.open("jobs.db")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -64,13 +65,18 @@ class PackedBatch:
 
 
 def collate(
-    documents: Sequence[Document], *, pad_to_multiple_of: int = 1, pad_id: int = 0, keep_apart: bool = True
+    documents: Sequence[Document],
+    *,
+    pad_to_multiple_of: int = 1,
+    pad_id: int = 0,
+    padding_side: Literal["left", "right"] = "right",
+    keep_apart: bool = True,
 ) -> PackedBatch:
     """Lays documents end to end, each one cut before its last learned token: what follows is never looked at.
 
     Documents that learn nothing are left out of the row (`owner` still counts them). The row is padded to a multiple by
-    a document of its own. With `keep_apart` false the row is one long document: later ones see earlier ones. Raises
-    ValueError when nothing is learned at all.
+    a document of its own, at its end or, with `padding_side` left, at its beginning. With `keep_apart` false the row is
+    one long document: later ones see earlier ones. Raises ValueError when nothing is learned at all.
     """
     ids, positions, predict, targets, owner, lengths = [], [], [], [], [], []
     start = 0
@@ -90,9 +96,12 @@ def collate(
         raise ValueError("no document of the batch has a token to learn")
     padding = -start % pad_to_multiple_of
     if padding:
-        ids.append(np.full(padding, pad_id))
-        positions.append(np.arange(padding))
-        lengths.append(padding)
+        first = padding_side == "left" and keep_apart  # in a row that is one document, nothing may see the padding
+        place = 0 if first else len(lengths)
+        ids.insert(place, np.full(padding, pad_id))
+        positions.insert(place, np.arange(padding))
+        lengths.insert(place, padding)
+        predict = [part + padding for part in predict] if first else predict
     row_ids, row_positions = _tensor(ids).unsqueeze(0), _tensor(positions).unsqueeze(0)
     if not keep_apart:
         row_positions, lengths = torch.arange(start + padding).unsqueeze(0), [start + padding]

@@ -115,6 +115,7 @@ def _backward(
     batch = collate(
         [sample.document for sample in samples],
         pad_to_multiple_of=train.pad_to_multiple_of,
+        padding_side=train.padding_side,
         keep_apart=train.doc_masking,
     )
     columns = _columns(samples, batch.owner.numpy(), session.policy.device)

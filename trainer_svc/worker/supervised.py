@@ -70,7 +70,7 @@ class SupervisedRun:
         session.policy.train(True)
         total = torch.zeros((), dtype=torch.float64)
         for documents in batches:
-            batch = collate(documents, pad_to_multiple_of=train.pad_to_multiple_of)
+            batch = collate(documents, pad_to_multiple_of=train.pad_to_multiple_of, padding_side=train.padding_side)
             loss = -session.policy.summed_logprob(batch) / learned
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach().double().cpu()

@@ -36,8 +36,9 @@ class ChatRenderer:
     """A chat template, and what of its output is learned.
 
     With `{% generation %}` markers in the template, what they enclose is what an assistant's message contributes.
-    Without, it is what the rendering gains from the message over the prompt that asks for it; that this is a plain
-    continuation is checked, and where it is not the error says what to do.
+    Without, it is what the rendering gains from the message over the prompt that asks for it. Within a conversation a
+    template may leave out what it puts in front of a last answer (old reasoning): what is there of it is learned. That
+    the rest is a plain continuation is checked, and where it is not the error says what to do.
     """
 
     def __init__(
@@ -74,9 +75,15 @@ class ChatRenderer:
         text: str = texts[0]
         found = [(int(start), int(end)) for start, end in spans[0] if end > start]
         if self._loss_scale == "last_round":
-            begin = _common_length(text, self._text(chat[: wanted[0]], tools))
-            found = [span for span in found if span[0] >= begin]
+            found = found[self._count_marked(chat[: wanted[0]], tools) :]
         return text, found
+
+    def _count_marked(self, chat: Sequence[Message], tools: Sequence[Any] | None) -> int:
+        """How many marked ranges the answers of a conversation have."""
+        if not chat:
+            return 0
+        _, spans = self._call(chat, tools, return_assistant_tokens_mask=True)
+        return sum(end > start for start, end in spans[0])
 
     def _by_prefixes(
         self, chat: Sequence[Message], tools: Sequence[Any] | None, wanted: Sequence[int]
@@ -86,7 +93,12 @@ class ChatRenderer:
         for index in wanted:
             prompt = self._text(chat[:index], tools, prompt=True) if index else ""
             answered = self._text(chat[: index + 1], tools)
-            if not answered.startswith(prompt) or not text.startswith(answered):
+            if not text.startswith(answered):
+                # The answer as it is once others follow: the prompt, then an end of what it was as the last one.
+                gained = answered[len(prompt) :] if answered.startswith(prompt) else ""
+                kept = _overlap(gained, text[len(prompt) :]) if text.startswith(prompt) else ""
+                answered = prompt + kept if kept.strip() else ""
+            if not answered.startswith(prompt) or len(answered) == len(prompt):
                 raise InvalidInputError(
                     f"the chat template renders message {index} differently within the whole conversation, so that "
                     "what is to be learned cannot be told; give a `template` with {% generation %} markers, or set "
@@ -129,9 +141,9 @@ class ChatRenderer:
             raise InvalidInputError(f"the chat template refuses the conversation: {error}") from error
 
 
-def _common_length(a: str, b: str) -> int:
-    """Number of characters that two texts begin with in common."""
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _overlap(a: str, b: str) -> str:
+    """The longest text that `a` ends and `b` begins with."""
+    return next((a[place:] for place in range(len(a)) if b.startswith(a[place:])), "")
 
 
 class PlainRenderer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,25 @@ from trainer_svc.worker.data.chat import Rendered
 Truncation = Literal["delete", "left", "right", "split"]
 
 
+MAX_BATCH_ROWS = 1000
+MAX_BATCH_CHARACTERS = 500_000
+"""Texts that are tokenized at a time; a tokenizer's answer takes some hundred times the memory of the ids."""
+
+
+def batched(rendered: Iterable[Rendered]) -> Iterator[list[Rendered]]:
+    """The texts in lists of a bounded size."""
+    batch: list[Rendered] = []
+    characters = 0
+    for item in rendered:
+        batch.append(item)
+        characters += len(item.text)
+        if len(batch) == MAX_BATCH_ROWS or characters >= MAX_BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
 def encode(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, *, raw_text: bool) -> Iterator[Document]:
     """Tokenizes texts, one document each. Raw text is ended by the end-of-sequence token.
 
@@ -21,29 +40,33 @@ def encode(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, *, 
     tokenizer puts around a text) are not.
     """
     special = bool(rendered) and rendered[0].special_tokens
+    partly = any(item.learned for item in rendered)
     encoded = tokenizer(
         [item.text for item in rendered],
         add_special_tokens=special,
-        return_offsets_mapping=True,
+        return_offsets_mapping=partly,
         return_attention_mask=False,
         verbose=False,
     )
-    for item, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    for index, (item, ids) in enumerate(zip(rendered, encoded["input_ids"], strict=True)):
         tokens = np.array(ids, dtype=np.int64)
-        mask = _learned(item, np.array(offsets, dtype=np.int64).reshape(-1, 2))
+        mask = _learned(item, encoded["offset_mapping"][index]) if item.learned else _all_or_none(item, len(ids))
         if raw_text and tokenizer.eos_token_id is not None and (not ids or ids[-1] != tokenizer.eos_token_id):
             tokens = np.append(tokens, tokenizer.eos_token_id)
             mask = np.append(mask, True)
         yield Document(tokens, mask)
 
 
-def _learned(item: Rendered, offsets: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> Mask:
-    if item.learned is None:
-        return np.ones(len(offsets), dtype=np.bool_)
+def _all_or_none(item: Rendered, length: int) -> Mask:
+    return np.full(length, item.learned is None, dtype=np.bool_)
+
+
+def _learned(item: Rendered, pairs: Sequence[tuple[int, int]]) -> Mask:
+    offsets = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     mask = np.zeros(len(offsets), dtype=np.bool_)
     starts = offsets[:, 0]
     real = offsets[:, 1] > starts
-    for start, end in item.learned:
+    for start, end in item.learned or ():
         mask |= real & (starts >= start) & (starts < end)
     return mask
 

@@ -168,7 +168,14 @@ def _message(message: Mapping[str, Any], names: Mapping[str, str]) -> Message:
     found = {name: message[given] for name, given in names.items() if message.get(given) is not None}
     others = {name: value for name, value in message.items() if name not in names.values() and value is not None}
     role = str(found.get("role"))
-    return {**others, **found, "role": ROLES.get(role, role), "content": found.get("content", "")}
+    return {**_filled(others), **found, "role": ROLES.get(role, role), "content": found.get("content", "")}
+
+
+def _filled(value: Any) -> Any:
+    """Without the properties that are null: tables fill in those that only some of the rows have."""
+    if isinstance(value, Mapping):
+        return {name: _filled(item) for name, item in value.items() if item is not None}
+    return [_filled(item) for item in value] if isinstance(value, list) else value
 
 
 def _tools(row: Row, dataset: ConversationDataset) -> list[Any] | None:
@@ -178,7 +185,9 @@ def _tools(row: Row, dataset: ConversationDataset) -> list[Any] | None:
             tools = json.loads(tools)
         except json.JSONDecodeError as error:
             raise InvalidInputError(f"`{dataset.tools_field}` is not valid JSON: {error}") from error
-    return list(tools) if tools else None
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise InvalidInputError(f"`{dataset.tools_field}` is not a list of tool definitions")
+    return list(_filled(tools)) if tools else None
 
 
 def _string(row: Row, column: str) -> str:

@@ -1,9 +1,10 @@
-"""Reads the rows of a dataset: files, folders, and names on the hub, by the `datasets` library."""
+"""Finds and reads the rows of a dataset: files, folders, and names on the hub, by the `datasets` library."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,15 @@ FORMATS = {
 }
 """Reader of the `datasets` library for each ending of a file's name."""
 
-BATCH_ROWS = 1000
-"""Rows that are read, and tokenized, at a time."""
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Words in the names of files and folders that tell which split they belong to."""
+
+CARD = "README.md"
+"""A folder with this file, and `configs:` in it, is read as the hub reads a repository."""
 
 Row = Mapping[str, Any]
 
@@ -42,15 +50,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self._table)
 
-    def select(self, indices: Sequence[int]) -> Rows:
-        """Some of the rows, in that order."""
-        return Rows(self._table.select(indices), self.key)
-
-    def batches(self) -> Iterator[list[Row]]:
-        """All rows, in lists."""
-        rows = iter(self._table)
-        while batch := list(islice(rows, BATCH_ROWS)):
-            yield batch
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._table)
 
     def require(self, field: str, column: str | None) -> None:
         """Raises ConfigError naming the key `field` unless `column`, its value, is a column."""
@@ -67,11 +68,37 @@ def dataset_error(key: str, field: str, description: str) -> ConfigError:
     return ConfigError.of([Violation(f"{key}.{field}", description)])
 
 
-def read_rows(dataset: Dataset, key: str) -> Rows:
-    """Reads one dataset, with `subset`, `split` and `samples`. Raises ConfigError naming the key that is wrong."""
-    table = (
-        _local(dataset, key) if is_local(dataset.path) or Path(dataset.path).suffix in FORMATS else _hub(dataset, key)
-    )
+@dataclass(frozen=True)
+class Source:
+    """A dataset that was found. `identity` changes when its content does; JSON can write it. `read` gives the rows."""
+
+    entry: Dataset
+    key: str
+    identity: Sequence[Any]
+    read: Callable[[], Rows]
+
+
+def find(dataset: Dataset, key: str) -> Source:
+    """Finds one dataset, with `subset`, `split` and `samples`; files are not opened yet.
+
+    Raises ConfigError naming the key that is wrong, as reading does.
+    """
+    if not is_local(dataset.path) and Path(dataset.path).suffix not in FORMATS:
+        table = _load(dataset, key, dataset.path, name=dataset.subset, split=dataset.split)
+        return Source(dataset, key, ["hub", table._fingerprint], lambda: _rows(table, dataset, key))
+    path = Path(dataset.path).expanduser()
+    if not path.exists():
+        raise dataset_error(key, "path", f"there is no file or folder {path}")
+    files, load = _local(path, dataset, key)
+    return Source(dataset, key, [_stamp(file) for file in files], lambda: _rows(load(), dataset, key))
+
+
+def _stamp(file: Path) -> list[Any]:
+    found = file.stat()
+    return [str(file.resolve()), found.st_size, found.st_mtime_ns]
+
+
+def _rows(table: Any, dataset: Dataset, key: str) -> Rows:
     if len(table) == 0:
         raise dataset_error(key, "path", f"{dataset.path} has no rows")
     if dataset.samples is not None and dataset.samples < len(table):
@@ -79,52 +106,118 @@ def read_rows(dataset: Dataset, key: str) -> Rows:
     return Rows(table, key)
 
 
-def _local(dataset: Dataset, key: str) -> Any:
-    path = Path(dataset.path).expanduser()
-    if not path.exists():
-        raise dataset_error(key, "path", f"there is no file or folder {path}")
+def _local(path: Path, dataset: Dataset, key: str) -> tuple[list[Path], Callable[[], Any]]:
+    """The files that the rows are in, and what loads them."""
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _split(datasets.load_from_disk(str(path)), dataset, key)
-    files = [path] if path.is_file() else _files_of_split(path, dataset.split)
-    if not files:
-        raise dataset_error(key, "path", f"{path} has no files of these kinds: {', '.join(FORMATS)}")
+        _no_subset(dataset, key, f"{path} was saved without any")
+        return _all_files(path), lambda: _split(datasets.load_from_disk(str(path)), dataset, key)
+    if _has_card(path):
+        return _all_files(path), lambda: _load(dataset, key, str(path), name=dataset.subset, split=dataset.split)
+    if path.is_file():
+        _no_subset(dataset, key, f"{path} is a file")
+        if _base(dataset.split) != "train":
+            raise dataset_error(key, "split", f"is {dataset.split}, and {path} is one file; leave it out")
+        files = [path]
+    else:
+        files = _files_of_split(_subfolder(path, dataset, key), dataset.split, key)
+    reader, options = _reader(files, path, key)
+    names = {_base(dataset.split): [str(file) for file in files if file.stat().st_size]}
+    return files, lambda: _load(dataset, key, reader, data_files=names, split=dataset.split, **options)
+
+
+def _no_subset(dataset: Dataset, key: str, why: str) -> None:
+    if dataset.subset is not None:
+        raise dataset_error(key, "subset", f"is {dataset.subset}, and {why}; leave it out")
+
+
+def _subfolder(path: Path, dataset: Dataset, key: str) -> Path:
+    """The folder of a local dataset's files: with `subset`, the folder of that name in it."""
+    if dataset.subset is None:
+        return path
+    if not (path / dataset.subset).is_dir():
+        there = ", ".join(sorted(child.name for child in path.iterdir() if child.is_dir())) or "none"
+        raise dataset_error(key, "subset", f"there is no folder `{dataset.subset}` in {path}; there are {there}")
+    return path / dataset.subset
+
+
+def _all_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _has_card(path: Path) -> bool:
+    card = path / CARD
+    return (
+        card.is_file() and re.search(r"(?m)^configs:", card.read_text(encoding="utf-8", errors="replace")) is not None
+    )
+
+
+def _base(split: str) -> str:
+    """`train` of `train[:1000]`."""
+    return split.partition("[")[0]
+
+
+def _reader(files: Sequence[Path], path: Path, key: str) -> tuple[str, dict[str, Any]]:
+    """The reader of the `datasets` library for files that are all of one kind, and its options."""
     endings = {file.suffix.lower() for file in files}
     readers = {FORMATS.get(ending) for ending in endings}
     if None in readers:
         raise dataset_error(key, "path", f"{path} is of an unknown kind; known are {', '.join(FORMATS)}")
     if len(readers) > 1:
         raise dataset_error(key, "path", f"{path} mixes kinds of files ({', '.join(sorted(endings))}); use one kind")
-    empty = [file for file in files if file.stat().st_size == 0]
-    if len(empty) == len(files):
+    if not any(file.stat().st_size for file in files):
         raise dataset_error(key, "path", f"{path} is empty")
-    options: dict[str, Any] = {"sep": "\t"} if endings == {".tsv"} else {}
-    names = [str(file) for file in files if file not in empty]
+    return str(readers.pop()), {"sep": "\t"} if endings == {".tsv"} else {}
+
+
+def _files_of_split(folder: Path, split: str, key: str) -> list[Path]:
+    """Files of a folder that belong to the split, by words in their names and in those of the folders they are in.
+
+    What names no split at all (`part-0.jsonl`) is training data where no file names that.
+    """
+    files = [file for file in _all_files(folder) if file.suffix.lower() in FORMATS]
+    if not files:
+        raise dataset_error(key, "path", f"{folder} has no files of these kinds: {', '.join(FORMATS)}")
+    wanted = _base(split)
+    words = {file: _words(file.relative_to(folder)) for file in files}
+    named = [file for file in files if words[file] & set(_synonyms(wanted)) or _tokens(wanted) <= words[file]]
+    if not named and wanted == "train":
+        others = {word for name in SPLITS for word in SPLITS[name]}
+        named = [file for file in files if not words[file] & others]
+    if not named:
+        there = ", ".join(str(file.relative_to(folder)) for file in files[:5])
+        raise dataset_error(key, "split", f"no file in {folder} is named after the split `{wanted}`; there are {there}")
+    return named
+
+
+def _synonyms(split: str) -> tuple[str, ...]:
+    return next((words for words in SPLITS.values() if split in words), ())
+
+
+def _words(path: Path) -> set[str]:
+    """`train-00001-of-00003.parquet` gives train, 00001, of, 00003, parquet; `train1.csv` train1, train, csv."""
+    found = _tokens(str(path))
+    return found | {word.rstrip("0123456789") for word in found} - {""}
+
+
+def _tokens(text: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def _load(dataset: Dataset, key: str, loaded: str, **options: Any) -> Any:
+    """load_dataset, with errors that name the key."""
     try:
-        return datasets.load_dataset(readers.pop(), data_files=names, split="train", **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise dataset_error(key, "path", f"{path} could not be read: {_cause(error)}") from error
-
-
-def _files_of_split(folder: Path, split: str) -> list[Path]:
-    """Files of a folder: those named after the split (`train.jsonl`, `train-0001.parquet`, `train/…`), else all."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in FORMATS and file.is_file())
-    named = [file for file in files if any(part.startswith(split) for part in file.relative_to(folder).parts)]
-    return named or files
-
-
-def _hub(dataset: Dataset, key: str) -> Any:
-    try:
-        return _split(datasets.load_dataset(dataset.path, name=dataset.subset), dataset, key)
+        return datasets.load_dataset(loaded, **options)
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
         raise dataset_error(
             key,
             "path",
             f"there is no file or folder {dataset.path}, and it could not be had from the hub: {_cause(error)}",
         ) from error
-    except ValueError as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise dataset_error(key, "subset" if dataset.subset else "path", f"{dataset.path}: {_cause(error)}") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        cause = _cause(error)
+        is_split = "split" in cause.lower() or "instruction format" in cause
+        field = "split" if is_split else "subset" if "onfig" in cause else "path"
+        raise dataset_error(key, field, f"{dataset.path} could not be read: {cause}") from error
 
 
 def _split(loaded: Any, dataset: Dataset, key: str) -> Any:
