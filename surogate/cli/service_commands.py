@@ -1,4 +1,4 @@
-"""Commands that run a module of their own: `serve`, `merge`; and `config check`, `version`."""
+"""Commands that run a module of their own: `serve`, `merge`, `tokenize`; and `config check`, `version`."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ def merge(context: typer.Context) -> None:
     raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
 
 
+def tokenize(context: typer.Context) -> None:
+    """Tokenize the data of a train.yaml into the cache and say what there is; --debug shows tokens beside labels."""
+    command = [sys.executable, "-m", "trainer_svc.worker.tokenize", *context.args]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
+
+
 @config_app.command("check")
 def check(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Any of train.yaml, infer.yaml, orch.yaml.")],
@@ -69,5 +75,6 @@ def add_to(app: typer.Typer) -> None:
     panel = "Services and tools"
     app.command(rich_help_panel=panel, context_settings=_PASS_ON, add_help_option=False)(serve)
     app.command(rich_help_panel=panel, context_settings=_PASS_ON, add_help_option=False)(merge)
+    app.command(rich_help_panel=panel, context_settings=_PASS_ON, add_help_option=False)(tokenize)
     app.add_typer(config_app, name="config", rich_help_panel=panel)
     app.command(rich_help_panel=panel)(version)

@@ -76,3 +76,16 @@ def test_without_packing_a_row_is_a_document() -> None:
     plan = plan_of(data_of([3] * 12), packing=False)
     assert [len(batch) for batch in plan.micro_batches(0)] == [2, 2, 2]
     assert plan.steps_per_epoch == 2
+
+
+@pytest.mark.parametrize(("capacity", "samples"), [(2048, 20_000), (2048, 500), (8192, 20_000)])
+def test_a_realistic_mix_of_lengths_uses_nearly_all_positions(capacity: int, samples: int) -> None:
+    """Chats: lengths are log-normal with a median of 350 tokens and a long tail, cut at the row's length."""
+    lengths = np.random.default_rng(0).lognormal(np.log(350), 0.9, samples).astype(int).clip(16, capacity).tolist()
+    assert efficiency(lengths, pack(lengths, capacity), capacity) >= 0.97
+
+
+def test_rollouts_of_a_step_use_nearly_all_positions() -> None:
+    """128 rollouts, many of them cut at the limit of 512 tokens, in rows of 2,048."""
+    lengths = np.random.default_rng(1).lognormal(np.log(300), 0.6, 128).astype(int).clip(30, 512).tolist()
+    assert efficiency(lengths, pack(lengths, 2048, window=len(lengths)), 2048) >= 0.97
