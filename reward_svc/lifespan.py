@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from reward_svc.environments.registry import built_in
 from reward_svc.settings import BuiltInSettings
 from surogate.reward.lifespan import serving
-from surogate.reward.registry import Registry, installed
+from surogate.reward.registry import installed
 from surogate.rpc.server import RpcServer
 
 
 @asynccontextmanager
 async def lifespan(server: RpcServer, settings: BuiltInSettings) -> AsyncIterator[None]:
     """Registers both services over them."""
-    registry = Registry(built_in(), plugins=installed() if settings.plugins else ())
+    registry = built_in(processes=settings.processes, plugins=installed() if settings.plugins else ())
     async with serving(server, settings, registry):
         yield

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from surogate.reward.settings import RewardSettings
 
 
 class BuiltInSettings(RewardSettings):
     """Scores rollouts and supplies prompts: the built-in environments, and those of installed packages."""
+
+    processes: int | None = Field(None, ge=1, le=1024)
+    """Worker processes that an environment may have at once (`math`); unset: one a core."""
 
     plugins: bool = True
     """Also offer the environments that installed packages bring (entry points `surogate.environments`)."""

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint
+
 from reward_svc.environments.arithmetic import Arithmetic
 from reward_svc.environments.exact_match import ExactMatch
+from reward_svc.environments.json_schema import JsonSchema
+from reward_svc.environments.mathematics import Math
+from reward_svc.environments.mixture import Mixture
+from reward_svc.environments.regex_match import RegexMatch
 from reward_svc.environments.reverse_text import ReverseText
-from surogate.reward.base import AnyEnvironment
+from reward_svc.environments.shaping import Format, Length
+from surogate.reward.registry import Registry
 
 
-def built_in() -> tuple[AnyEnvironment, ...]:
-    """New instances of all built-in environments."""
-    return (ReverseText(), Arithmetic(), ExactMatch())
+def built_in(*, processes: int | None = None, plugins: Iterable[EntryPoint] = ()) -> Registry:
+    """New instances of all built-in environments, and those of packages.
+
+    `processes`: how many worker processes an environment may have; None: one a core.
+    """
+    size = processes or len(os.sched_getaffinity(0))
+    mixture = Mixture()
+    environments = (
+        ReverseText(),
+        Arithmetic(),
+        ExactMatch(),
+        Math(size),
+        RegexMatch(),
+        JsonSchema(),
+        Format(),
+        Length(),
+        mixture,
+    )
+    mixture.registry = Registry(environments, plugins=plugins)
+    return mixture.registry

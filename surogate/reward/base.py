@@ -6,7 +6,7 @@ import inspect
 from abc import ABC
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -73,7 +73,7 @@ class Environment(ABC, Generic[ArgsT]):
     """Largest reward; None if unbounded."""
     deterministic: bool = True
     """Whether the same rollout always earns the same reward."""
-    max_concurrent: ClassVar[int] = 256
+    max_concurrent: int = 256
     """Rollouts (groups, with `score_group`) that an async scorer is given at once; the time of others has not begun."""
 
     def parse(self, args: Mapping[str, Any]) -> ArgsT:

@@ -81,3 +81,4 @@ class Lane:
 async def _after(tasks: set[asyncio.Task[object]]) -> None:
     if tasks:
         await asyncio.wait(tasks, timeout=SETTLE_SECONDS)
+    await asyncio.sleep(0.1)  # the news of ended child processes is yet to come in

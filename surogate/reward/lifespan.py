@@ -34,5 +34,5 @@ async def serving(server: RpcServer, settings: RewardSettings, registry: Registr
     try:
         yield
     finally:
-        pool.close()
         await asyncio.to_thread(registry.close)
+        pool.close()

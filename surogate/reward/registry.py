@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from surogate.errors import FailedPreconditionError, NotFoundError
 from surogate.reward.base import AnyEnvironment, Environment
+from surogate.reward.composite import Composite
 from surogate.telemetry.log import get_logger
 
 GROUP = "surogate.environments"
@@ -87,7 +88,8 @@ def check(environment: object) -> None:
     for attribute in ("id", "description", "args_model"):
         if not getattr(environment, attribute, None):
             raise TypeError(f"{name} has no {attribute}")
-    if type(environment).score is Environment.score and not environment.scores_groups:
+    scores = environment.scores_groups or type(environment).score is not Environment.score
+    if not scores and not isinstance(environment, Composite):
         raise TypeError(f"{name} has neither score nor score_group")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from surogate.errors import DeadlineError, UnavailableError
 from surogate.reward.base import AnyEnvironment
+from surogate.reward.composite import Composite
 from surogate.reward.lane import AsyncCall, Lane
 from surogate.reward.outcome import Outcome, group_outcomes, outcome_of
 from surogate.telemetry.log import get_logger
@@ -64,6 +65,13 @@ class ScoringPool:
         An environment that scores groups has that time for the group. Raises UnavailableError when too many scorers
         hang. What goes wrong with one item is in its outcome.
         """
+        if isinstance(environment, Composite):
+            scored = [
+                self.score(part.environment, part.args, example, rollouts, item_timeout)
+                for part in environment.parts(args)
+            ]
+            by_part = await asyncio.gather(*scored)
+            return [environment.combine(args, outcomes) for outcomes in zip(*by_part, strict=True)]
         run = self._awaited if environment.is_async else self._threaded
         if environment.scores_groups:
             call = functools.partial(environment.score_group, args, example, list(rollouts))

@@ -52,7 +52,7 @@ async def moody() -> AsyncIterator[Moody]:
 async def server(moody: Moody) -> AsyncIterator[RpcServer]:
     settings = RewardSettings(workers=2, max_hung=3)
     server = RpcServer(settings)
-    async with serving(server, settings, Registry((*built_in(), moody))):
+    async with serving(server, settings, Registry((*built_in().usable(), moody))):
         await server.start()
         yield server
         await server.stop()

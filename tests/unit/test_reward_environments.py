@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from reward_svc.environments.registry import built_in
 from surogate.errors import InvalidInputError, NotFoundError
 from surogate.reward.base import Split
-from surogate.reward.registry import Registry
 from surogate.v1 import reward_pb2
 
-REGISTRY = Registry(built_in())
+REGISTRY = built_in()
 
 
 def examples(environment: str, args: dict[str, Any], split: Split = Split.TRAIN, seed: int = 0) -> list[Any]:
