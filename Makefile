@@ -13,7 +13,7 @@ VLLM_VERSION := 0.32.0
 ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
 CONTRACT := build/contract.binpb
-QUICKSTART_DIR ?= quickstart-output
+QUICKSTART_DIR ?= outputs/quickstart
 SEED ?= 42
 
 .PHONY: help

@@ -1,14 +1,15 @@
-"""Files of a GRPO job beside metrics.jsonl: evaluations.jsonl and the plot of the reward."""
+"""Files of a GRPO job beside metrics.jsonl: evaluations.jsonl, samples.jsonl and the plot of the reward."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator_svc.plots import plot_lines
 from surogate.telemetry import metrics as names
+from surogate.v1 import job_pb2
 
 Steps = Mapping[int, Mapping[str, float]]
 Evaluations = Mapping[tuple[int, str], Mapping[str, float]]
@@ -23,6 +24,30 @@ def write_evaluations(path: Path, evaluations: Evaluations) -> None:
         {"step": step, "environment": environment, **{k: v for k, v in values.items() if math.isfinite(v)}}
         for (step, environment), values in sorted(evaluations.items())
     ]
+    _write_lines(path, lines)
+
+
+def write_samples(path: Path, step: int, samples: Sequence[job_pb2.Sample]) -> None:
+    """Adds a line `{"step", "environment", "prompt", "answer", "completion", "reward"}` for each completion that an
+    evaluation shows; what the file has of that step and environment already is replaced."""
+    shown = {(step, sample.environment) for sample in samples}
+    before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    lines = [line for line in before if (line["step"], line["environment"]) not in shown]
+    lines += [
+        {
+            "step": step,
+            "environment": sample.environment,
+            "prompt": sample.prompt,
+            "answer": sample.answer,
+            "completion": sample.completion,
+            "reward": sample.reward,
+        }
+        for sample in samples
+    ]
+    _write_lines(path, sorted(lines, key=lambda line: line["step"]))
+
+
+def _write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     part.replace(path)

@@ -11,7 +11,7 @@ from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.batch import Batch
 from orchestrator_svc.grpo.evaluate import Evaluation, shown
 from orchestrator_svc.grpo.ledger import Ledger
-from orchestrator_svc.grpo.output import plot_reward, write_evaluations
+from orchestrator_svc.grpo.output import plot_reward, write_evaluations, write_samples
 from orchestrator_svc.grpo.replicas import Pushed
 from orchestrator_svc.grpo.rollout_rows import rollout_rows
 from orchestrator_svc.grpo.trainer import Origin
@@ -132,8 +132,9 @@ class Reporter:
             also=self._ledger.mark_evaluated(step, environment, metrics),
         )
         self._evaluations[step, environment] = metrics
-        path = self._ctx.output_dir / "evaluations.jsonl"
-        await asyncio.to_thread(write_evaluations, path, dict(self._evaluations))
+        folder = self._ctx.output_dir
+        await asyncio.to_thread(write_evaluations, folder / "evaluations.jsonl", dict(self._evaluations))
+        await asyncio.to_thread(write_samples, folder / "samples.jsonl", step, outcome.samples)
         if outcome.problem:
             await self._ctx.notice(
                 f"evaluation of step {step}: {metrics['num_failed']:.0f} prompts could not be evaluated; the first "
