@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> Progress:
     """Does the phases that are not done yet."""
-    files = sorted(EXAMPLES.glob("grpo/*.yaml")) + [EXAMPLES / "pt" / "tiny.yaml", EXAMPLES / "sft" / "tiny.yaml"]
+    files = [*sorted(EXAMPLES.glob("grpo/*.yaml")), EXAMPLES / "pt" / "tiny.yaml", EXAMPLES / "sft" / "tiny.yaml"]
     folder, seed = options.output, options.seed
     progress = open_progress(folder, fingerprint(files, seed, options.max_steps), PHASES)
     if not progress.done("make"):
