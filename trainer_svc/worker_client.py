@@ -35,7 +35,7 @@ class WorkerClient:
         self._writer = writer
         self._on_event = on_event
         self._ids = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[worker.WorkerReply]] = {}
+        self._pending: dict[int, asyncio.Future[worker.WorkerReply | None]] = {}
         self._heard = 0.0
         self._closed = asyncio.Event()
         self.fatal: SurogateError | None = None
@@ -57,7 +57,7 @@ class WorkerClient:
         if self._closed.is_set() or self.fatal is not None:
             raise WorkerLostError
         command.id = next(self._ids)
-        reply = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[worker.WorkerReply | None] = asyncio.get_running_loop().create_future()
         self._pending[command.id] = reply
         try:
             self._writer.write(encode(command.SerializeToString()))
@@ -77,7 +77,7 @@ class WorkerClient:
             await self._reading
         self._writer.close()
 
-    async def _wait(self, reply: asyncio.Future[worker.WorkerReply], silence: float) -> None:
+    async def _wait(self, reply: asyncio.Future[worker.WorkerReply | None], silence: float) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
         while not reply.done():
@@ -97,7 +97,7 @@ class WorkerClient:
             self._closed.set()
             for reply in self._pending.values():
                 if not reply.done():
-                    reply.set_exception(WorkerLostError())
+                    reply.set_result(None)  # no exception: whoever asked may have left, and nobody would look at it
 
     def _take(self, message: worker.WorkerMessage) -> None:
         self._heard = asyncio.get_running_loop().time()
@@ -112,8 +112,8 @@ class WorkerClient:
             pending.set_result(reply)
 
 
-def _checked(reply: worker.WorkerReply) -> worker.WorkerReply:
-    if reply.fatal:
+def _checked(reply: worker.WorkerReply | None) -> worker.WorkerReply:
+    if reply is None or reply.fatal:
         raise WorkerLostError
     if reply.HasField("error"):
         raise from_status(reply.error)

@@ -28,8 +28,11 @@ from orchestrator_svc.grpo.tasks import together
 from orchestrator_svc.grpo.tokenizer import ChatTokenizer
 from orchestrator_svc.grpo.trainer import Listener, Origin, Trainer
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker
-from surogate.errors import ConfigError, FailedPreconditionError, Violation
+from surogate.errors import ConfigError, FailedPreconditionError, InvalidInputError, NotFoundError, Violation
 from surogate.structs import to_struct
+
+SERVICE_KEY = "env[]"
+"""What a reward service, which knows no orch.yaml, calls the environment that it was asked about."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,18 @@ async def _open(spec: EnvironmentSpec, reward: Worker | None, seed: int, stack: 
     environment = _environment(spec, reward)
     stack.push_async_callback(environment.endpoint.close)
     wanted = Wanted(environment, spec.config_key, train=spec.train, held_out=spec.held_out)
-    return OpenEnvironment(spec, environment, await gather_examples(wanted, seed=seed))
+    try:
+        return OpenEnvironment(spec, environment, await gather_examples(wanted, seed=seed))
+    except NotFoundError as error:
+        raise ConfigError.of([Violation(f"{spec.config_key}.id", str(error))]) from error
+    except InvalidInputError as error:
+        raise _at_home(error, spec.config_key) from error
+
+
+def _at_home(error: InvalidInputError, config_key: str) -> InvalidInputError:
+    """The error with the keys of the job's own file in place of `env[]`, by which a reward service calls them."""
+    found = [Violation(item.field.replace(SERVICE_KEY, config_key, 1), item.description) for item in error.violations]
+    return ConfigError.of(found) if found else error
 
 
 def _kept_apart(item: OpenEnvironment, held_out: Set[int]) -> OpenEnvironment:

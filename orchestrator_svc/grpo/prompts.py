@@ -38,7 +38,7 @@ class Wanted:
 
     environment: Environment
     config_key: str
-    """Where it stands in the configuration, for messages: `orch.env[0]`."""
+    """Where it stands in the configuration, for messages: `orch.env.0`."""
     train: bool = True
     held_out: int | None = None
     """Held-out examples to evaluate on: 0 means all that there are, None means none."""

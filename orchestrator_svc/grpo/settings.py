@@ -18,7 +18,7 @@ class EnvironmentSpec:
     """`name`, or the id: unique in the job."""
     id: str
     config_key: str
-    """Where it stands: `orch.env[0]`."""
+    """Where it stands: `orch.env.0`."""
     timeout: float
     """Seconds that one rollout may take to score."""
     args: Mapping[str, Any] = field(default_factory=dict)

@@ -137,7 +137,7 @@ def _sampling(sampling: SamplingConfig, seed: int) -> Sampling:
 
 def _environments(orch: OrchConfig) -> list[EnvironmentSpec]:
     """Environments by key: those to train on, and those to evaluate on where they are not the same."""
-    found = {env.label: _spec(env, f"orch.env[{i}]") for i, env in enumerate(orch.env)}
+    found = {env.label: _spec(env, f"orch.env.{i}") for i, env in enumerate(orch.env)}
     for i, env in enumerate(orch.eval.env if orch.eval else []):
         assert orch.eval is not None
         whole = _like_training(env, orch.env)
@@ -146,7 +146,7 @@ def _environments(orch: OrchConfig) -> list[EnvironmentSpec]:
             found[trained.label] = _evaluated(found[trained.label], orch.eval)
             continue
         key = whole.label if whole.label not in found else f"{whole.label} (eval {i})"
-        spec = replace(_spec(whole, f"orch.eval.env[{i}]"), key=key, train=False)
+        spec = replace(_spec(whole, f"orch.eval.env.{i}"), key=key, train=False)
         found[key] = _evaluated(spec, orch.eval)
     return list(found.values())
 

@@ -24,6 +24,8 @@ INPUT_KEYS = (
     "orch.eval.env.*.args.eval_dataset",
 )
 """Keys that hold what is read: a file, a folder, or a name on the hub."""
+DATA_FILES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+"""Endings of files of data, which no name on the hub has."""
 OUTPUT_KEYS = ("train.output_dir", "train.checkpoint_dir", "orch.output_dir")
 """Keys that hold folders to write into."""
 
@@ -47,13 +49,18 @@ def absolute_paths(config: Mapping[str, Any], base: Path, *, outputs: bool = Fal
 
 
 def missing_paths(config: Mapping[str, Any], base: Path) -> list[Violation]:
-    """Inputs that are spelled as paths of this machine (`./model`, `/data/a.jsonl`, `~/x`) and are not there."""
+    """Inputs that are spelled as paths of this machine (`./model`, `a.jsonl`, `~/x`) and are not there."""
     return [
         Violation(key, f"{shown(value)} does not exist")
         for pattern in INPUT_KEYS
         for key, value in _values(config, pattern.split("."))
-        if value.startswith((".", "/", "~")) and not (base / Path(value).expanduser()).exists()
+        if _is_path(value) and not (base / Path(value).expanduser()).exists()
     ]
+
+
+def _is_path(value: str) -> bool:
+    """Whether a value is spelled as a path, rather than as a name on the hub."""
+    return value.startswith((".", "/", "~")) or value.endswith(DATA_FILES)
 
 
 def _existing(value: str, base: Path) -> str:

@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from surogate.errors import BusyError, CancelledError, InternalError, UnavailableError
+from surogate.errors import (
+    BusyError,
+    CancelledError,
+    ConfigError,
+    InternalError,
+    InvalidInputError,
+    NotFoundError,
+    SurogateError,
+    UnavailableError,
+    Violation,
+)
 from surogate.rpc.status import to_status
 from surogate.v1 import common_pb2, reward_pb2
 from tests.helpers.grpo_fakes import Fakes, completions, scores
@@ -135,6 +145,30 @@ async def test_fails_by_name_when_the_reward_service_always_answers_nonsense(tmp
         with pytest.raises(Exception, match=r"nothing to train on.*asked about 4 rollouts and answered 3"):
             await job.run()
         assert fakes.trainer.history == []
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (NotFoundError("no environment 'fake'"), "orch.env.0.id: no environment 'fake'"),
+        (
+            InvalidInputError("empty", violations=[Violation("env[].args.dataset", "a.jsonl is empty")]),
+            "orch.env.0.args.dataset: a.jsonl is empty",
+        ),
+    ],
+)
+async def test_what_a_reward_service_refuses_has_the_key_of_the_users_file(
+    tmp_path: Path, error: SurogateError, said: str
+) -> None:
+    async with grpo_job(tmp_path) as (job, fakes):
+
+        async def refuse(_: object) -> None:
+            raise error
+
+        fakes.hooks.on["ListExamples"] = refuse
+        with pytest.raises(ConfigError) as raised:
+            await job.run()
+        assert str(raised.value) == said
 
 
 async def test_a_reward_service_that_hangs_costs_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ from trainer_svc.events import EventLog
 
 SERVICE = "surogate.v1.TrainerService"
 State = trainer_pb2.Session
+STOP_SECONDS = 5.0
+"""Given to a step in hand when a session is stopped."""
 ACTIVE = (State.STATE_LOADING, State.STATE_READY, State.STATE_RUNNING)
 
 
@@ -100,7 +102,7 @@ class FakeSession:
     async def stop(self) -> None:
         if self.session.state == State.STATE_RUNNING:
             self._stopping = True
-            await self._task
+            await asyncio.wait({self._task}, timeout=STOP_SECONDS)  # the step in hand, as long as that takes no longer
             self._save()
         self._task.cancel()
         if self.session.state in ACTIVE:

@@ -128,7 +128,7 @@ def settings_for(model: Path, *, evaluate: int = 0, item_timeout: float = 1.0, *
         "evaluation_interval": evaluate,
         "seed": 7,
     }
-    spec = EnvironmentSpec("fake", "fake", "orch.env[0]", timeout=item_timeout)
+    spec = EnvironmentSpec("fake", "fake", "orch.env.0", timeout=item_timeout)
     if evaluate:
         spec = replace(spec, held_out=0)
     return Settings(str(model), Plan(**{**values, **plan}), [spec], train={"model": str(model)}, timeout=20.0)

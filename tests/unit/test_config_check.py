@@ -120,8 +120,11 @@ def test_paths_become_absolute_where_they_exist(tmp_path: Path) -> None:
 
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:
-    config = {"train": {"model": "./m", "datasets": [{"path": "org/data"}, {"path": "/no/such.jsonl"}]}}
+    config = {
+        "train": {"model": "./m", "datasets": [{"path": "org/data"}, {"path": "/no/such.jsonl"}, {"path": "a.csv"}]}
+    }
     assert [str(item) for item in missing_paths(config, tmp_path)] == [
         "train.model: './m' does not exist",
         "train.datasets.1.path: '/no/such.jsonl' does not exist",
+        "train.datasets.2.path: 'a.csv' does not exist",
     ]
