@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 INTERRUPTED = 130
+PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 120.0
 """How long an interrupted command may take to save and to stop its processes."""
 
@@ -30,7 +32,8 @@ def surogate(*arguments: str) -> None:
     print(f"\n$ {shlex.join(command)}", flush=True)
     script = Path(sysconfig.get_path("scripts")) / "surogate"
     prefix = [str(script)] if script.exists() else [sys.executable, "-m", "surogate.cli.main"]
-    process = subprocess.Popen([*prefix, *arguments])
+    # It makes no threads of its own that could hold a lock, so that code may run between fork and exec.
+    process = subprocess.Popen([*prefix, *arguments], preexec_fn=_end_with_parent)
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -50,6 +53,12 @@ def surogate(*arguments: str) -> None:
 def end_on_sigterm() -> None:
     """Makes SIGTERM end this program like an interruption of the command that runs."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
+
+
+def _end_with_parent() -> None:
+    """Has the kernel interrupt the command if this program is killed (Linux)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _wait_for_end(process: subprocess.Popen[bytes]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,59 @@ def test_it_runs_in_the_repository_only(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "run this in the folder of the repository" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def start(folder: Path, mark: str) -> subprocess.Popen[str]:
+    """Starts the quickstart with a trainer that does nothing, in a process group of its own as a terminal would."""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "TEST_MARK": mark,
+        "FAKE_STEP_SECONDS": "0.1",
+        "SUROGATE_ORCHESTRATOR_WORKER_MODULES": json.dumps({"trainer": "tests.helpers.fake_trainer"}),
+    }
+    command = [sys.executable, "examples/quickstart/run.py", f"--output={folder}"]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def interrupt_at(process: subprocess.Popen[str], line_start: str) -> tuple[list[str], str]:
+    """Presses Ctrl-C when a line begins so; what was printed until then, and standard error."""
+    assert process.stdout is not None
+    seen: list[str] = []
+    for line in process.stdout:
+        seen.append(line.rstrip())
+        if line.startswith(line_start):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=120)
+    return seen, err
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    process = start(tmp_path / "made", mark)
+    seen, err = interrupt_at(process, "step 5/")
+    assert process.returncode == 130 and "the same command goes on from here" in err, err
+    assert any(line.startswith("a Qwen3 configuration") for line in seen) and "Traceback" not in err
+    process = start(tmp_path / "made", mark)
+    seen, err = interrupt_at(process, "$ surogate sft")
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert not any(line.startswith("a Qwen3 configuration") for line in seen), "what is made is not made again"
+    steps = [int(line.split()[1].split("/")[0]) for line in seen if line.startswith("step ")]
+    assert steps[0] > 5 and steps[-1] == 80, "the pretraining resumes"
+    left = [path for path in Path("/proc").glob("[0-9]*/environ") if mark.encode() in _read(path)]
+    assert not left
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it ended meanwhile
+        return b""

@@ -121,6 +121,13 @@ def test_another_folder_and_seed_reach_every_file(quickstart: Any, tmp_path: Pat
         assert '"train_seed": 7' in text and '"max_steps": 3' in text
 
 
+def test_a_command_that_fails_is_named(quickstart: Any, tmp_path: Path, capfd: Any) -> None:
+    shell = quickstart("shell")
+    with pytest.raises(shell.CommandFailedError, match="exit code 2: surogate pt .*gone.yaml"):
+        shell.surogate("pt", str(tmp_path / "gone.yaml"))
+    assert "gone.yaml" in capfd.readouterr().err
+
+
 def test_the_summary_has_the_numbers_of_the_run(quickstart: Any, tmp_path: Path, capsys: Any) -> None:
     grpo = tmp_path / "grpo"
     grpo.mkdir()
