@@ -123,7 +123,7 @@ def test_another_folder_and_seed_reach_every_file(quickstart: Any, tmp_path: Pat
 
 def test_a_command_that_fails_is_named(quickstart: Any, tmp_path: Path, capfd: Any) -> None:
     shell = quickstart("shell")
-    with pytest.raises(shell.CommandFailedError, match="exit code 2: surogate pt .*gone.yaml"):
+    with pytest.raises(shell.CommandFailedError, match=r"exit code 2: surogate pt .*gone\.yaml"):
         shell.surogate("pt", str(tmp_path / "gone.yaml"))
     assert "gone.yaml" in capfd.readouterr().err
 
