@@ -38,7 +38,11 @@ def main() -> int:
     with grpc.insecure_channel(target) as channel:
         jobs = job_pb2_grpc.JobServiceStub(channel)
         request = job_pb2.CreateJobRequest(config=config, request_id=uuid.uuid4().hex)
-        job = jobs.CreateJob(request, timeout=60, metadata=metadata)
+        try:
+            job = jobs.CreateJob(request, timeout=60, metadata=metadata)
+        except grpc.RpcError as error:
+            print(f"refused: {error.details()}", file=sys.stderr)
+            return 2
         print(f"{job.name} in {job.output_dir}")
         for event in jobs.WatchJob(job_pb2.WatchJobRequest(name=job.name), metadata=metadata):
             kind = event.WhichOneof("event")

@@ -31,8 +31,15 @@ TRAINING_RUNS: Mapping[str, RunJob] = {"pt": training_job.run, "sft": training_j
 class Orchestrator:
     """A client of the orchestrator under test."""
 
-    def __init__(self, stub: job_pb2_grpc.JobServiceAsyncStub, folder: Path, runner: JobRunner | None = None) -> None:
+    def __init__(
+        self,
+        stub: job_pb2_grpc.JobServiceAsyncStub,
+        folder: Path,
+        runner: JobRunner | None = None,
+        address: str = "",
+    ) -> None:
         self.stub = stub
+        self.address = address
         self.folder = folder
         self.runner = runner
 
@@ -112,7 +119,7 @@ async def orchestrating(
         channel = await stack.enter_async_context(open_channel(server.address, ClientSecurity()))
         runner.start()
         stack.push_async_callback(runner.stop)
-        yield Orchestrator(job_pb2_grpc.JobServiceStub(channel), folder, runner)
+        yield Orchestrator(job_pb2_grpc.JobServiceStub(channel), folder, runner, server.address)
 
 
 @asynccontextmanager

@@ -148,14 +148,14 @@ def check_service_flags(where: str, service: str, arguments: list[str]) -> None:
 def settings_of(service: str) -> type[ServiceSettings]:
     from inference_svc.settings import InferenceSettings
     from orchestrator_svc.settings import OrchestratorSettings
-    from surogate.reward.settings import RewardSettings
+    from reward_svc.settings import BuiltInSettings
     from trainer_svc.settings import TrainerSettings
 
     return {
         "trainer": TrainerSettings,
         "inference": InferenceSettings,
         "orchestrator": OrchestratorSettings,
-        "reward": RewardSettings,
+        "reward": BuiltInSettings,
     }[service]
 
 
@@ -180,6 +180,14 @@ def test_yaml_snippets_load(block: Block, tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=str)
 def test_python_snippets_compile(block: Block) -> None:
     ast.parse(block.text)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_setting_is_documented(service: str) -> None:
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("operations.md", "security.md"))
+    rows = re.findall(r"^\| (`.+?`) \|", text, re.M)
+    documented = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)} | {"settings"}
+    assert set(settings_of(service).model_fields) - documented == set()
 
 
 def test_every_metric_is_documented() -> None:
