@@ -63,7 +63,7 @@ class TrainingSession:
         self._session.create_time.GetCurrentTime()
         self._steps = StepSequence(0)
         self._facts = worker.OpenReply()
-        self._link = WorkerLink(self._on_event, self._on_failure, command=around.worker_command)
+        self._link = WorkerLink(self._on_event, self._on_failure, command=around.worker_command, ranks=config.ranks)
         self._pusher = WeightPusher(around.scratch, self._export, adapter_name=request.adapter_name, send=around.push)
         self._turn = asyncio.Lock()
         """Held while the worker changes or reads its state, so that what was checked before still holds."""

@@ -13,6 +13,7 @@ from surogate.config.problems import violations_of
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError
 from surogate.structs import from_struct
+from trainer_svc.rank_plan import RankPlan, plan_ranks
 
 Kind = Literal["pt", "sft", "grpo"]
 
@@ -25,15 +26,18 @@ class SessionConfig:
     """What the session does."""
     max_steps: int
     """Optimiser steps in all; below 1 if the data decides."""
+    ranks: RankPlan
+    """The processes that train."""
 
 
 def parse_session_config(config: Struct) -> SessionConfig:
     """Checks `{kind, train}`. Raises ConfigError that names the keys."""
     data: dict[str, Any] = from_struct(config)
     if data.get("kind") == "grpo":
-        return SessionConfig("grpo", _train_of_grpo(data).max_steps)
+        train = _train_of_grpo(data)
+        return SessionConfig("grpo", train.max_steps, plan_ranks(train))
     job = resolve_job(data)
-    return SessionConfig(job.kind, job.train.max_steps)
+    return SessionConfig(job.kind, job.train.max_steps, plan_ranks(job.train))
 
 
 def _train_of_grpo(data: dict[str, Any]) -> TrainConfig:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from surogate.errors import CancelledError, InternalError, SurogateError
 from surogate.internal.v1 import worker_pb2 as worker
 from surogate.telemetry.log import get_logger
-from trainer_svc.supervisor import WORKER_COMMAND, WorkerProcess, start_worker
+from trainer_svc.rank_plan import RankPlan
+from trainer_svc.supervisor import ONE, WORKER_COMMAND, WorkerGroup, start_workers
 from trainer_svc.worker_client import WorkerLostError, WorkerSilentError
 
 _EXIT_SECONDS = 10.0
@@ -26,11 +27,13 @@ class WorkerLink:
         on_failure: Callable[[SurogateError], None],
         *,
         command: Sequence[str] = WORKER_COMMAND,
+        ranks: RankPlan = ONE,
     ) -> None:
         self._on_event = on_event
         self._on_failure = on_failure
         self._command = command
-        self._worker: WorkerProcess | None = None
+        self._ranks = ranks
+        self._worker: WorkerGroup | None = None
         self._watching: asyncio.Task[None] | None = None
         self._stopping = False
         self._starting = asyncio.Lock()
@@ -42,7 +45,7 @@ class WorkerLink:
         async with self._starting:
             if self._stopping:
                 raise _stopped()
-            self._worker = await start_worker(self._on_event, command=self._command)
+            self._worker = await start_workers(self._on_event, command=self._command, ranks=self._ranks)
         self._watching = asyncio.create_task(self._watch(), name="worker watch")
         _log.info("worker started", worker_pid=self._worker.pid)
 
@@ -101,7 +104,7 @@ class WorkerLink:
             if self._stopping:
                 self._end = _stopped()
             else:
-                self._end = error or self._worker.client.fatal or self._worker.death()
+                self._end = error or self._worker.cause()
                 self._on_failure(self._end)
             return self._end
 

@@ -39,6 +39,12 @@ MAX_PENDING_COMMANDS = 64
 EXIT_FRONT_GONE = 3
 """Exit code of a worker whose front went away without a stop."""
 
+PEER_LOST = "PEER_LOST"
+"""Reason of the error of a rank 0 that cannot go on because another rank is gone."""
+
+EXIT_PEER_LOST = 4
+"""Exit code of a rank that cannot go on because another one is gone: that one's end says why."""
+
 _log = logging.getLogger("trainer.worker")
 
 
@@ -110,6 +116,18 @@ class Reporter(Protocol):
         ...
 
 
+class Fellows(Protocol):
+    """The other ranks, as rank 0 sees them."""
+
+    def announce(self, command: bytes) -> None:
+        """Passes a command on."""
+        ...
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether an error says no more than that one of them is gone."""
+        ...
+
+
 class WorkerServer:
     """The worker's end of the connection; a `Reporter`."""
 
@@ -122,17 +140,19 @@ class WorkerServer:
         self._stop = threading.Event()
         self._done = threading.Event()
         self._exports: set[str] = set()
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
 
-    def serve(self, handler: Handler) -> int:
+    def serve(self, handler: Handler, fellows: Fellows | None = None) -> int:
         """Carries commands out until a stop was answered (returns 0) or a fatal error was reported (returns 1).
+
+        Each is passed on to the `fellows` first: other ranks that carry it out too.
 
         When the front goes away the process exits at once with `EXIT_FRONT_GONE`: nobody could use its work, and the
         last complete checkpoint is good.
         """
-        threading.Thread(target=self._read, name="commands", daemon=True).start()
         while True:
             command = self._commands.get()
-            reply = self._carry_out(handler, command)
+            reply = self._carry_out(handler, command, fellows)
             last = reply.fatal or command.WhichOneof("command") == "stop"
             if last:
                 self._done.set()
@@ -156,10 +176,14 @@ class WorkerServer:
     def warning(self, text: str) -> None:
         self._report(worker.WorkerEvent(warning=text))
 
-    def _carry_out(self, handler: Handler, command: worker.WorkerCommand) -> worker.WorkerReply:
+    def _carry_out(
+        self, handler: Handler, command: worker.WorkerCommand, fellows: Fellows | None
+    ) -> worker.WorkerReply:
         reply = worker.WorkerReply(id=command.id)
         name = command.WhichOneof("command")
         try:
+            if fellows is not None:
+                fellows.announce(command.SerializeToString())
             self._call(handler, command, reply)
         except SurogateError as error:
             reply.error.CopyFrom(to_status(error))
@@ -168,8 +192,12 @@ class WorkerServer:
                 _log.error("%s failed: %s", name, error, exc_info=isinstance(error, InternalError))
         except Exception as error:  # noqa: BLE001 - reported to the front, whoever raised it
             _log.exception("%s failed", name)
-            message = f"{name} failed in the training worker: {type(error).__name__}: {error}"
-            reply.error.CopyFrom(to_status(InternalError(message, reason="WORKER_ERROR")))
+            if fellows is not None and fellows.lost(error):
+                failure = InternalError(f"in {name} another process of the training went away", reason=PEER_LOST)
+            else:
+                message = f"{name} failed in the training worker: {type(error).__name__}: {error}"
+                failure = InternalError(message, reason="WORKER_ERROR")
+            reply.error.CopyFrom(to_status(failure))
             reply.fatal = True
         return reply
 

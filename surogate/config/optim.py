@@ -110,21 +110,40 @@ class DistributedKeys(ConfigModel):
     block: ClassVar[str] = "distributed."
     without_effect: ClassVar[frozenset[str]] = keys.DISTRIBUTED_WITHOUT_EFFECT
 
-    num_nodes: int = planned(1)
-    """Nodes that train together."""
-    gpus_per_node: int = planned(0)
-    """GPUs of each node. 0 = gpus."""
+    num_nodes: Size = 1
+    """Nodes that train together, ≥ 1. More than one need MASTER_ADDR and MASTER_PORT in the environment of each."""
+    gpus_per_node: Count = 0
+    """GPUs of each node, ≥ 0. 0 = gpus."""
 
 
 class ParallelKeys(ConfigModel):
     """Several devices."""
 
-    gpus: int = planned(1)
-    """GPUs that train together. 0 = all. On a machine without a GPU it has no meaning."""
-    zero_level: int = planned(1)
-    """What is sharded over GPUs: optimiser state (1), gradients too (2), weights too (3)."""
+    gpus: Count = 1
+    """GPUs that train together, a process for each. 0 = all. On a machine without a GPU, or with cpu_training: the
+    number of processes on the CPU (0 = one).
+    """
+    zero_level: Literal[1, 2, 3] = 1
+    """What is in shares over the GPUs: the optimiser's state (1), gradients and weights too, which stay whole from a
+    layer's forward to its backward pass (2), or only while the layer computes (3).
+    """
     distributed: DistributedKeys = DistributedKeys()
     """Several nodes."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        """With several processes, what is known not to work in shares is refused."""
+        if self.gpus == 1 and self.distributed.num_nodes == 1 and self.distributed.gpus_per_node in (0, 1):
+            return self
+        problems = []
+        if getattr(self, "offload_optimizer", False):
+            problems.append(problem("offload_optimizer", "is for one GPU; over several, zero_level shares the state"))
+        if self.zero_level > 1 and getattr(self, "optimizer", "adamw") != "adamw":
+            problems.append(problem("optimizer", f"must be adamw with zero_level: {self.zero_level}"))
+        if self.zero_level > 1 and any(getattr(self, f"qlora_{kind}", False) for kind in ("bnb", "fp8", "fp4")):
+            problems.append(problem("zero_level", "must be 1 with QLoRA: quantised weights are not cut into shares"))
+        refuse("train", problems)
+        return self
 
 
 RECIPES = {"fp8-hybrid": "fp8_hybrid", "bfloat16": "bf16"}

@@ -1,4 +1,7 @@
-"""`python -m trainer_svc.worker --fd N`: the process that holds torch. Started by the trainer's front."""
+"""`python -m trainer_svc.worker [--fd N]`: a process that holds torch. Started by the trainer's front, one a rank.
+
+Rank 0 has the socket to the front; the others, without `--fd`, follow it. They find each other by torchrun's variables.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,28 @@ import logging
 import os
 import sys
 
+from surogate.process import die_with_parent
 from trainer_svc.worker_protocol import WorkerServer
 
 
 def main() -> int:
-    """Serves the front on the inherited socket until it says stop. Returns the exit code."""
+    """Serves the front on the inherited socket, or follows rank 0, until it says stop. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer_svc.worker", description=__doc__)
-    parser.add_argument("--fd", type=int, required=True, help="file descriptor of the socket to the trainer's front")
+    parser.add_argument("--fd", type=int, help="file descriptor of the socket to the trainer's front (rank 0)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     _set_environment()
+    if arguments.fd is None:
+        die_with_parent()
+        from trainer_svc.worker.follower import run
+
+        return run()
     server = WorkerServer(arguments.fd)
     from trainer_svc.worker.engine import Engine
+    from trainer_svc.worker.ranks import Ranks
 
-    return server.serve(Engine(server))
+    ranks = Ranks.join()
+    return server.serve(Engine(server, ranks), ranks)
 
 
 def _set_environment() -> None:

@@ -17,11 +17,14 @@ from surogate.errors import DataLossError
 from trainer_svc.worker import determinism, lora
 from trainer_svc.worker.files import move_files, new_folder, remove_folder, write_adapter, write_model
 from trainer_svc.worker.session import TrainingSession
+from trainer_svc.worker.spread import share_like, whole, whole_state
 
 STATE = "trainer_state"
 FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
 
+Weights = Mapping[str, torch.Tensor]
+State = Mapping[str, Mapping[str, torch.Tensor]]
 Warn = Callable[[str], None]
 
 
@@ -31,10 +34,16 @@ def write_checkpoint(session: TrainingSession) -> Path:
     Raises DataLossError, with the path, if the disk refuses; older checkpoints are then as they were.
     """
     folder = session.checkpoint_dir / f"checkpoint-{session.step}"
+    weights, state = gather_weights(session), _gather_state(session)
+    session.ranks.by_first(lambda: _write_checkpoint(session, folder, weights, state))
+    return folder
+
+
+def _write_checkpoint(session: TrainingSession, folder: Path, weights: Weights, state: State) -> None:
     try:
         with new_folder(folder) as temporary:
-            write_weights(session, temporary)
-            _write_state(session, temporary / STATE)
+            write_weights(session, weights, temporary)
+            _write_state(session, state, temporary / STATE)
             _write_list(temporary)
         forget_old(
             session.checkpoint_dir,
@@ -46,16 +55,21 @@ def write_checkpoint(session: TrainingSession) -> Path:
         raise DataLossError(
             f"could not write {folder}: {error}; the checkpoints before it are good", reason="CHECKPOINT_NOT_WRITTEN"
         ) from error
-    return folder
 
 
-def write_weights(session: TrainingSession, folder: Path) -> None:
+def gather_weights(session: TrainingSession) -> Weights:
+    """The model's weights, or the adapter's, in one piece. All ranks must ask for them; rank 0 uses them."""
+    policy = session.policy
+    return lora.tensors(policy.adapter) if policy.adapter is not None else whole_state(policy.model)
+
+
+def write_weights(session: TrainingSession, weights: Weights, folder: Path) -> None:
     """Writes the model (or the adapter) and the tokenizer for others to load."""
     policy = session.policy
     if policy.adapter is not None:
-        write_adapter(policy.adapter, folder)
+        write_adapter(policy.adapter, weights, folder)
     else:
-        write_model(policy.model, policy.model.state_dict(), policy.precision.stored, folder)
+        write_model(policy.model, weights, policy.precision.stored, folder)
     session.tokenizer.save_pretrained(folder)
 
 
@@ -64,27 +78,40 @@ def write_final(session: TrainingSession) -> Path:
 
     Raises DataLossError, with the path, if the disk refuses.
     """
-    output = session.output_dir
+    output, weights = session.output_dir, gather_weights(session)
+    merging = session.train.merge_adapter and session.policy.adapter is not None
+    merged = lora.merged_state(session.policy.model) if merging else None
+    session.ranks.by_first(lambda: _write_final(session, output, weights, merged))
+    return output
+
+
+def _write_final(session: TrainingSession, output: Path, weights: Weights, merged: Weights | None) -> None:
+    policy = session.policy
     try:
         with new_folder(output / "final") as temporary:
-            write_weights(session, temporary)
+            write_weights(session, weights, temporary)
         move_files(output / "final", output)
         (output / "final").rmdir()
-        if session.train.merge_adapter and session.policy.adapter is not None:
+        if merged is not None:
             with new_folder(output / "merged") as temporary:
-                _write_merged(session, temporary)
+                write_model(policy.model, merged, policy.precision.stored, temporary)
+                session.tokenizer.save_pretrained(temporary)
     except (OSError, RuntimeError) as error:
         raise DataLossError(
             f"could not write the final model into {output}: {error}; the last checkpoint is good",
             reason="MODEL_NOT_WRITTEN",
         ) from error
-    return output
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints in a folder, (step, path), newest first. Half-written ones have other names."""
     found = [(int(match[1]), path) for path in _entries(folder) if (match := _NAME.fullmatch(path.name))]
     return sorted(found, reverse=True)
+
+
+def has(folder: Path, step: int) -> bool:
+    """Whether there is a checkpoint of that step."""
+    return any(number == step for number, _ in checkpoints(folder))
 
 
 def newest_good(folder: Path, warn: Warn) -> Path | None:
@@ -120,6 +147,11 @@ def restore(session: TrainingSession, path: Path, warn: Warn) -> None:
     state = _state(path)
     for key, before, now in _differences(state["train"], session.train.model_dump(mode="json")):
         warn(f"{path.name} was written with train.{key} = {before}, and the run goes on with {now}")
+    if state.get("ranks", 1) != session.ranks.world_size:
+        warn(
+            f"{path.name} was written by {state.get('ranks', 1)} processes, and {session.ranks.world_size} go on: sums "
+            "may differ in their last bits, and dropout does"
+        )
     if state["threads"] != torch.get_num_threads():
         warn(
             f"{path.name} was written with {state['threads']} threads, and the run goes on with "
@@ -130,30 +162,40 @@ def restore(session: TrainingSession, path: Path, warn: Warn) -> None:
         trainable = session.policy.trainable()
         with torch.no_grad():
             for name, value in load_file(masters).items():
-                trainable[name].copy_(value)
+                trainable[name].copy_(share_like(value, trainable[name]))
     if state["train"].get("optimizer") == session.train.optimizer:
         session.optimizer.restore(load_file(path / STATE / "optimizer.safetensors"))
     else:
         warn(f"the moments of {session.train.optimizer} start at zero: {path.name} has those of another optimizer")
-    determinism.restore_rng_state(load_file(path / STATE / "rng.safetensors"))
+    determinism.restore_rng_state(load_file(path / STATE / "rng.safetensors"), session.ranks.rank)
     session.step = int(state["step"])
     session.bad_steps = int(state["bad_steps"])
 
 
-def _write_state(session: TrainingSession, folder: Path) -> None:
-    folder.mkdir()
-    save_file(session.optimizer.state(), folder / "optimizer.safetensors")
-    save_file(determinism.rng_state(), folder / "rng.safetensors")
+def _gather_state(session: TrainingSession) -> State:
+    """What a resume needs beside the weights, by the name of its file. All ranks must ask for it."""
     policy = session.policy
+    by_rank = session.ranks.gather(determinism.rng_state())
+    state = {
+        "optimizer": session.optimizer.state(),
+        "rng": {determinism.key(name, rank): own for rank, held in enumerate(by_rank) for name, own in held.items()},
+    }
     if policy.adapter is None and policy.precision.stored != torch.float32:
-        masters = {name: weight.detach().contiguous() for name, weight in policy.trainable().items()}
-        save_file(masters, folder / "master.safetensors")
+        state["master"] = {name: whole(weight.detach()).contiguous() for name, weight in policy.trainable().items()}
+    return state
+
+
+def _write_state(session: TrainingSession, tensors: State, folder: Path) -> None:
+    folder.mkdir()
+    for name, values in tensors.items():
+        save_file(dict(values), folder / f"{name}.safetensors")
     state = {
         "format": FORMAT,
         "kind": session.kind,
         "step": session.step,
         "bad_steps": session.bad_steps,
         "threads": torch.get_num_threads(),
+        "ranks": session.ranks.world_size,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "train": session.train.model_dump(mode="json"),
     }
@@ -164,14 +206,6 @@ def _write_list(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = {str(path.relative_to(folder)): _fingerprint(path) for path in files}
     (folder / STATE / "files.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_merged(session: TrainingSession, folder: Path) -> None:
-    """Writes base plus adapter as a model of its own; the session goes on with the adapter apart."""
-    policy = session.policy
-    assert policy.adapter is not None
-    write_model(policy.model, lora.merged_state(policy.model), policy.precision.stored, folder)
-    session.tokenizer.save_pretrained(folder)
 
 
 def forget_old(folder: Path, limit: int, *, step: int, keep_interval: int = 0) -> None:

@@ -28,8 +28,14 @@ def rng_state() -> dict[str, torch.Tensor]:
     return state
 
 
-def restore_rng_state(state: dict[str, torch.Tensor]) -> None:
-    """Undoes what was drawn since `rng_state`."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def restore_rng_state(state: dict[str, torch.Tensor], rank: int = 0) -> None:
+    """Undoes what was drawn since `rng_state`, as far as the state of this rank was kept."""
+    if key("cpu", rank) in state:
+        torch.set_rng_state(state[key("cpu", rank)])
+    if key("cuda", rank) in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state[key("cuda", rank)])
+
+
+def key(device: str, rank: int) -> str:
+    """Name of the state of a rank's device among those of all ranks."""
+    return device if rank == 0 else f"{device}.{rank}"

@@ -21,6 +21,7 @@ from trainer_svc.worker.data.prepare import prepare
 from trainer_svc.worker.export import export_weights
 from trainer_svc.worker.files import remove_leftovers
 from trainer_svc.worker.quantized.state import count_parameters
+from trainer_svc.worker.ranks import Ranks
 from trainer_svc.worker.score import score
 from trainer_svc.worker.session import Kind, TrainingSession, load_session
 from trainer_svc.worker.supervised import SupervisedRun
@@ -30,8 +31,9 @@ from trainer_svc.worker_protocol import Reporter
 class Engine:
     """Implements `trainer_svc.worker_protocol.Handler`."""
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, ranks: Ranks | None = None) -> None:
         self._reporter = reporter
+        self._ranks = ranks or Ranks()
         self._opened: TrainingSession | None = None
         self._run: SupervisedRun | None = None
         self._saved_step = -1
@@ -49,14 +51,17 @@ class Engine:
         determinism.set_up(train.train_seed)
         output_dir = Path(session.output_dir or train.output_dir).expanduser()
         folder = Path(train.checkpoint_dir).expanduser() if train.checkpoint_dir else output_dir
-        for path in {folder, output_dir}:
-            remove_leftovers(path)
+        if self._ranks.first:
+            for path in {folder, output_dir}:
+                remove_leftovers(path)
         source = self._resume_from(session, train, folder)
-        opened = load_session(kind, train, output_dir, source)
+        opened = load_session(kind, train, output_dir, source, self._ranks)
         opened.keep_interval = session.keep_interval
         total_steps = max(train.max_steps, 0)
         if kind != "grpo":
-            data = prepare(train, opened.tokenizer, opened.policy.vocab_size, self._reporter.warning)
+            data = self._ranks.first_goes_first(
+                lambda: prepare(train, opened.tokenizer, opened.policy.vocab_size, self._reporter.warning)
+            )
             self._run = SupervisedRun(opened, data, self._reporter)
             total_steps = self._run.total_steps
         elif train.lora and train.lora_dropout > 0 and "lora_dropout" in train.model_fields_set:
@@ -93,13 +98,13 @@ class Engine:
 
     def export_weights(self, version: int, directory: str) -> worker.ExportWeightsReply:
         """Writes the weights for inference."""
-        return export_weights(self.session.policy, version, Path(directory))
+        return export_weights(self.session.policy, version, Path(directory), self._ranks)
 
     def checkpoint(self, final: bool) -> trainer.TrainerCheckpoint:
         """Writes a checkpoint, unless there is one of this very step, and the final model if asked for."""
         session = self.session
         path = session.checkpoint_dir / f"checkpoint-{session.step}"
-        if self._saved_step != session.step or not path.is_dir():
+        if self._saved_step != session.step or not self._ranks.of_first(path.is_dir()):
             path = checkpointing.write_checkpoint(session)
             self._saved_step = session.step
         if final:
@@ -120,7 +125,7 @@ class Engine:
         session = self._opened
         if not save or session is None or session.step == 0:
             return
-        if any(step == session.step for step, _ in checkpointing.checkpoints(session.checkpoint_dir)):
+        if self._ranks.of_first(checkpointing.has(session.checkpoint_dir, session.step)):
             return
         self._reporter.checkpoint(session.step, str(checkpointing.write_checkpoint(session)))
 
@@ -128,11 +133,14 @@ class Engine:
         """The checkpoint to go on from; None to start anew. Raises NotFoundError or DataLossError for a named one."""
         if request.resume_from:
             path = Path(request.resume_from).expanduser()
-            checkpointing.verify(path)
+            if self._ranks.first:
+                checkpointing.verify(path)
             return path
         if request.fresh or not train.resume_from_checkpoint:
             return None
-        return checkpointing.newest_good(folder, self._reporter.warning)
+        return self._ranks.of_first(
+            checkpointing.newest_good(folder, self._reporter.warning) if self._ranks.first else None
+        )
 
 
 def read_config(session: trainer.CreateSessionRequest) -> tuple[Kind, TrainConfig]:

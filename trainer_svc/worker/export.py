@@ -14,6 +14,8 @@ from surogate.v1 import common_pb2, weights_pb2
 from surogate.weights.manifest import write_image
 from trainer_svc.worker import lora
 from trainer_svc.worker.policy import Policy
+from trainer_svc.worker.ranks import Ranks
+from trainer_svc.worker.spread import whole_state
 
 _DTYPES = {
     torch.float32: common_pb2.DTYPE_F32,
@@ -26,13 +28,18 @@ _DTYPES = {
 }
 
 
-def export_weights(policy: Policy, version: int, directory: Path) -> worker.ExportWeightsReply:
-    """Writes the adapter's weights, or all of them, in the model's stored format into `directory`."""
+def export_weights(policy: Policy, version: int, directory: Path, ranks: Ranks) -> worker.ExportWeightsReply:
+    """Writes the adapter's weights, or all of them, in the model's stored format into `directory`.
+
+    All ranks take part; rank 0 writes, and the others' reply is empty.
+    """
     if policy.adapter is not None:
         kind, state = weights_pb2.WEIGHT_KIND_LORA, lora.tensors(policy.adapter, policy.precision.stored)
         config = lora.config_json(policy.adapter)
     else:
         kind, state, config = weights_pb2.WEIGHT_KIND_FULL, full_state(policy.model, policy.precision.stored), ""
+    if not ranks.first:
+        return worker.ExportWeightsReply()
     path = directory / f"weights-{version}.safetensors"
     tensors = [(name, _DTYPES[value.dtype], tuple(value.shape), _bytes(value)) for name, value in state.items()]
     manifest = write_image(path, tensors, version=version, kind=kind, adapter_config_json=config)
@@ -43,11 +50,11 @@ def full_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Te
     """All weights by the names of the model's checkpoint, floats in `dtype`; tied ones once, under their first name."""
     seen: set[tuple[int, torch.Size]] = set()
     state = {}
-    for name, value in model.state_dict().items():
+    for name, value in whole_state(model).items():
         place = (value.data_ptr(), value.shape)
         if place not in seen:
             seen.add(place)
-            state[name] = value.detach().to(dtype) if value.is_floating_point() else value.detach()
+            state[name] = value.to(dtype) if value.is_floating_point() else value
     return dict(revert_weight_conversion(model, state))
 
 

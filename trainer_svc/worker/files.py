@@ -85,10 +85,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_adapter(adapter: PeftModel, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the adapter as PEFT does, in `dtype` or its own."""
+def write_adapter(adapter: PeftModel, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Writes the adapter as PEFT does; `weights` are those of `lora.tensors`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(lora.tensors(adapter, dtype), folder / lora.WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(dict(weights), folder / lora.WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / lora.CONFIG_FILE).write_text(lora.config_json(adapter), encoding="utf-8")
     quantization = Quantization.noted(adapter.get_base_model())
     if quantization is not None:

@@ -54,14 +54,7 @@ def train_step(
     if totals.tokens == 0:
         raise InvalidInputError("no sample of the step has a token to train on", reason="NOTHING_TO_TRAIN_ON")
     session.policy.train(True)
-    loss, entropy, found = 0.0, 0.0, None
-    for batch in join_rows(rows, session.train.per_device_train_batch_size):
-        part = _backward([samples[i] for i in batch], totals, session)
-        if part is None:
-            continue
-        loss += part[0]
-        entropy += part[1]
-        found = part[2] if found is None else found + part[2]
+    loss, entropy, found = _gradients(samples, rows, totals, session)
     metrics = finish_step(session, loss, reporter.warning)
     seconds = time.perf_counter() - start
     lengths = [len(sample.document) for sample in samples]
@@ -73,6 +66,29 @@ def train_step(
         names.TIME_TRAIN: seconds,
         PACKING_EFFICIENCY: efficiency(lengths, rows, session.train.sequence_len),
     }
+
+
+def _gradients(
+    samples: Sequence[Sample], rows: Sequence[Sequence[int]], totals: Totals, session: TrainingSession
+) -> tuple[float, float, LossMetrics | None]:
+    """The step's gradient, micro-batch by micro-batch; returns its loss, sum of entropies and what the loss says.
+
+    Ranks take turns with the micro-batches; one that has fewer than others goes along with one that counts nothing.
+    """
+    ranks = session.ranks
+    batches = [[samples[i] for i in batch] for batch in join_rows(rows, session.train.per_device_train_batch_size)]
+    batches = [batch for batch in batches if any(len(sample.document.trained) for sample in batch)]
+    own, rounds = ranks.share_of(batches), ranks.rounds(batches)
+    parts = []
+    for turn in range(rounds):
+        counts = turn < len(own)
+        with session.policy.last_of_step(turn == rounds - 1):
+            part = _backward(own[turn] if counts else batches[0], totals, session, weight=float(counts))
+        if counts:
+            parts.append(part)
+    everybodys = [part for share in ranks.gather(parts) for part in share]
+    found = [part[2] for part in everybodys]
+    return sum(part[0] for part in everybodys), sum(part[1] for part in everybodys), sum(found[1:], found[0])
 
 
 def read_samples(messages: Sequence[trainer.TrainingSample], limit: int) -> list[Sample]:
@@ -103,14 +119,12 @@ def _rows(samples: Sequence[Sample], session: TrainingSession) -> list[list[int]
 
 
 def _backward(
-    samples: Sequence[Sample], totals: Totals, session: TrainingSession
-) -> tuple[float, float, LossMetrics] | None:
-    """Adds one micro-batch's gradient; returns its share of the loss, its sum of entropies and what the loss says.
+    samples: Sequence[Sample], totals: Totals, session: TrainingSession, *, weight: float
+) -> tuple[float, float, LossMetrics]:
+    """Adds `weight` times one micro-batch's gradient; returns its share of the loss, entropies and the loss's metrics.
 
-    None when no sample has a token to train on.
+    At least one sample has a token to train on.
     """
-    if not any(len(sample.document.trained) for sample in samples):
-        return None
     train = session.train
     batch = collate(
         [sample.document for sample in samples],
@@ -133,8 +147,9 @@ def _backward(
         num_samples=totals.samples,
         max_completion_length=train.sequence_len,
     )
-    loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss.detach()), float(entropy.double().sum()), found
+    shared = loss * (weight * session.ranks.world_size)  # gradients are averaged over ranks
+    shared.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach()), float(entropy.double().sum()), found.cpu()
 
 
 @dataclass(frozen=True)

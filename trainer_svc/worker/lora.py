@@ -16,6 +16,7 @@ from surogate.config.train import TrainConfig
 from trainer_svc.worker.modeling import config_error
 from trainer_svc.worker.paths import is_local
 from trainer_svc.worker.quantized.state import decoded_state, weight_of
+from trainer_svc.worker.spread import whole
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -74,7 +75,7 @@ def load_weights(adapter: PeftModel, folder: Path, key: str = "adapter_path") ->
 def tensors(adapter: PeftModel, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """The adapter's weights by PEFT's names, as they are in `adapter_model.safetensors`, in `dtype` if given."""
     state: Mapping[str, torch.Tensor] = get_peft_model_state_dict(adapter, save_embedding_layers=False)
-    return {name: weight.detach().to(dtype or weight.dtype).contiguous() for name, weight in state.items()}
+    return {name: whole(weight.detach()).to(dtype or weight.dtype).contiguous() for name, weight in state.items()}
 
 
 def base_state(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -89,9 +90,9 @@ def merged_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     state = base_state(model)
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            weight = weight_of(module.get_base_layer())
-            delta = module.get_delta_weight("default")
-            state[f"{name}.weight"] = (weight.float() + delta.detach().float()).contiguous()
+            weight = whole(weight_of(module.get_base_layer()))
+            delta = whole(module.get_delta_weight("default").detach())
+            state[f"{name}.weight"] = (weight.float() + delta.float()).contiguous()
     return state
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.optimizer_kinds import make_optimizers, restored, saved
+from trainer_svc.worker.optimizer_kinds import local, make_optimizers, restored, saved
+from trainer_svc.worker.ranks import Ranks
 from trainer_svc.worker.schedule import Schedule
+from trainer_svc.worker.spread import whole
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Optimizer:
         train: TrainConfig,
         schedule: Schedule,
         apart: Iterable[str] = (),
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._weights = dict(weights)
         self._schedule = schedule
         self._peak = float(train.learning_rate)
@@ -43,7 +47,8 @@ class Optimizer:
         apart = frozenset(apart)
         # Weights are independent of each other, so that an optimiser for each does what one for all would do.
         shares = [{name: weight} for name, weight in weights.items()] if self._offload else [self._weights]
-        self._parts = [part for share in shares for part in make_optimizers(share, train, apart)]
+        zero = self._ranks.world_size > 1 and train.zero_level == 1
+        self._parts = [part for share in shares for part in make_optimizers(share, train, apart, zero=zero)]
         self._owner = {id(w): part for part in self._parts for group in part.param_groups for w in group["params"]}
 
     def learning_rate(self, step: int) -> float:
@@ -58,7 +63,7 @@ class Optimizer:
         rate = self.learning_rate(step)
         gradients = [weight.grad for weight in self._weights.values() if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        grad_norm = float(norm)
+        grad_norm = float(whole(norm))
         applied = math.isfinite(grad_norm)
         if applied:
             if self._max_norm > 0:
@@ -76,12 +81,12 @@ class Optimizer:
             weight.grad = None
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Moments and step counts, as `<weight>|<field>`."""
-        return {
-            f"{name}|{field}": value
-            for name, weight in self._weights.items()
-            for field, value in saved(self._owner[id(weight)].state.get(weight, {}))
-        }
+        """Moments and step counts, as `<weight>|<field>`, on rank 0; nothing on others, which must ask all the same."""
+        found = {}
+        for name, weight in self._weights.items():
+            for field, value in self._state_of(weight).items():
+                found[f"{name}|{field}"] = value
+        return found if self._ranks.first else {}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Undoes what happened since `state()`. Raises KeyError for a weight that is not trained here."""
@@ -90,14 +95,27 @@ class Optimizer:
             name, field = key.rsplit("|", 1)
             fields[name][field] = value
         for part in self._parts:
-            part.state.clear()
+            local(part).state.clear()
         for name, found in fields.items():
             if found:
                 weight = self._weights[name]
-                part = self._owner[id(weight)]
+                part = local(self._owner[id(weight)])
+                if not any(weight is own for group in part.param_groups for own in group["params"]):
+                    continue  # another rank's
                 part.state[weight] = restored(part, weight, found)
                 if self._offload:
                     _move_state(part, torch.device("cpu"))
+
+    def _state_of(self, weight: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        """One weight's state in one piece, on the host if it was on several ranks."""
+        part = self._owner[id(weight)]
+        own = dict(saved(local(part).state.get(weight, {})))
+        if self._ranks.world_size == 1:
+            return own
+        if local(part) is part:  # every rank has a share of each tensor
+            return {field: whole(value).cpu() for field, value in own.items()}
+        everybodys = self._ranks.gather_at_first({field: value.cpu() for field, value in own.items()})
+        return next((state for state in everybodys if state), {})
 
     def _step(self, part: torch.optim.Optimizer) -> None:
         if not self._offload:

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from surogate.config.train import TrainConfig
 from trainer_svc.worker.bitsandbytes_library import load_bitsandbytes
 from trainer_svc.worker.normuon import NorMuon
+from trainer_svc.worker.spread import share_like
 
 SMALLEST_8BIT = 4096
 """Weights with fewer elements keep their moments in float32: they are the sensitive ones, and cost nothing."""
@@ -20,20 +22,26 @@ _CODES = {"qmap1": "dynamic", "qmap2": "udynamic"}
 Weights = Mapping[str, torch.nn.Parameter]
 
 
-def make_optimizers(weights: Weights, train: TrainConfig, apart: frozenset[str]) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    weights: Weights, train: TrainConfig, apart: frozenset[str], *, zero: bool = False
+) -> list[torch.optim.Optimizer]:
     """One or two optimisers that share the weights. `apart`: names of embeddings and heads.
 
-    Weight decay acts on weights of two dimensions or more.
+    Weight decay acts on weights of two dimensions or more. With `zero` a rank keeps the state of part of the weights.
     """
+    shares = [(_adamw, weights)]
     if train.optimizer == "adamw_8bit":
         large = {name: weight for name, weight in weights.items() if weight.numel() >= SMALLEST_8BIT}
-        made = [_adamw(_without(weights, large), train)]
-        return [*made, _adamw_8bit(large, train)] if large else made
+        shares = [(_adamw, _without(weights, large)), (_adamw_8bit, large)]
     if train.optimizer == "normuon":
         matrices = {name: weight for name, weight in weights.items() if weight.dim() >= 2 and name not in apart}
-        made = [_adamw(_without(weights, matrices), train)]
-        return [*made, _normuon(matrices, train)] if matrices else made
-    return [_adamw(weights, train)]
+        shares = [(_adamw, _without(weights, matrices)), (_normuon, matrices)]
+    return [make(share, train, zero) for make, share in shares if share]
+
+
+def local(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimiser of this rank's part of the weights."""
+    return optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer
 
 
 def saved(state: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -46,7 +54,7 @@ def saved(state: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
 def restored(optimizer: Any, weight: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The inverse of `saved`."""
     state: dict[str, Any] = {
-        field: value.clone() if field == "step" else value.to(weight.device).clone() for field, value in fields.items()
+        field: value.clone() if field == "step" else _like(value, weight) for field, value in fields.items()
     }
     if hasattr(optimizer, "name2qmap"):
         state["step"] = int(state["step"])
@@ -54,8 +62,15 @@ def restored(optimizer: Any, weight: torch.Tensor, fields: Mapping[str, torch.Te
     return state
 
 
-def _adamw(weights: Weights, train: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
+def _like(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A copy on the weight's device; for a weight that is cut into shares, this rank's share of it."""
+    return share_like(value, weight).clone() if value.shape == weight.shape else value.to(weight.device).clone()
+
+
+def _adamw(weights: Weights, train: TrainConfig, zero: bool) -> torch.optim.Optimizer:
+    return _made(
+        torch.optim.AdamW,
+        zero,
         _by_decay(weights, train),
         lr=train.learning_rate,
         betas=(train.adamw_beta1, train.adamw_beta2),
@@ -64,20 +79,23 @@ def _adamw(weights: Weights, train: TrainConfig) -> torch.optim.Optimizer:
     )
 
 
-def _adamw_8bit(weights: Weights, train: TrainConfig) -> torch.optim.Optimizer:
+def _adamw_8bit(weights: Weights, train: TrainConfig, zero: bool) -> torch.optim.Optimizer:
     library = load_bitsandbytes("optimizer")
-    made: torch.optim.Optimizer = library.optim.AdamW8bit(
+    return _made(
+        library.optim.AdamW8bit,
+        zero,
         _by_decay(weights, train),
         lr=train.learning_rate,
         betas=(train.adamw_beta1, train.adamw_beta2),
         eps=train.adamw_epsilon,
         min_8bit_size=SMALLEST_8BIT,
     )
-    return made
 
 
-def _normuon(weights: Weights, train: TrainConfig) -> torch.optim.Optimizer:
-    return NorMuon(
+def _normuon(weights: Weights, train: TrainConfig, zero: bool) -> torch.optim.Optimizer:
+    return _made(
+        NorMuon,
+        zero,
         list(weights.values()),
         lr=train.learning_rate,
         momentum=train.normuon_momentum,
@@ -87,11 +105,18 @@ def _normuon(weights: Weights, train: TrainConfig) -> torch.optim.Optimizer:
     )
 
 
+def _made(kind: Any, zero: bool, weights: list[Any], **options: Any) -> torch.optim.Optimizer:
+    made: torch.optim.Optimizer = (
+        ZeroRedundancyOptimizer(weights, kind, **options) if zero else kind(weights, **options)
+    )
+    return made
+
+
 def _by_decay(weights: Weights, train: TrainConfig) -> list[dict[str, Any]]:
-    return [
-        {"params": [weight for weight in weights.values() if weight.dim() >= 2], "weight_decay": train.weight_decay},
-        {"params": [weight for weight in weights.values() if weight.dim() < 2], "weight_decay": 0.0},
-    ]
+    matrices = [weight for weight in weights.values() if weight.dim() >= 2]
+    vectors = [weight for weight in weights.values() if weight.dim() < 2]
+    groups = ({"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
 
 
 def _without(weights: Weights, others: Weights) -> Weights:

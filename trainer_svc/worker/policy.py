@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -14,6 +15,7 @@ from trainer_svc.worker.batch import PackedBatch
 from trainer_svc.worker.forward import PackedForward
 from trainer_svc.worker.modeling import vocab_size
 from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.spread import last_of_step, spread
 
 
 class Policy:
@@ -30,7 +32,8 @@ class Policy:
         self.adapter = adapter
         self.vocab_size = vocab_size(model)
         self.forward = PackedForward(model, precision, self.vocab_size, chunks)
-        """What is called for every batch; what spreads a model over ranks wraps it."""
+        """What is called for every batch."""
+        self._training: torch.nn.Module = self.forward
 
     @property
     def device(self) -> torch.device:
@@ -40,6 +43,14 @@ class Policy:
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Weights that are trained, by their name in the model, in its order; shared ones once."""
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    def spread(self, zero_level: int) -> None:
+        """Has all ranks train the model together from here on; see spread.py."""
+        self._training = spread(self.forward, zero_level)
+
+    def last_of_step(self, last: bool) -> AbstractContextManager[Any]:
+        """The context of a micro-batch's forward and backward passes; `last`: it is this rank's last of the step."""
+        return last_of_step(self._training, last)
 
     def train(self, mode: bool) -> None:
         """Switches dropout on or off."""
@@ -59,12 +70,13 @@ class Policy:
         self, batch: PackedBatch, temperature: torch.Tensor | None = None, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probability of each of the M targets, float32, at `temperature[M]`; and the entropy if asked for."""
-        found: tuple[torch.Tensor, torch.Tensor | None] = self.forward(
+        module = self._training if torch.is_grad_enabled() else self.forward
+        found: tuple[torch.Tensor, torch.Tensor | None] = module(
             batch.to(self.device), temperature, with_entropy=with_entropy
         )
         return found
 
     def summed_logprob(self, batch: PackedBatch) -> torch.Tensor:
         """The sum of `logprobs`, 0-d: a supervised loss, whose gradient costs less this way."""
-        total: torch.Tensor = self.forward(batch.to(self.device), summed=True)[0]
+        total: torch.Tensor = self._training(batch.to(self.device), summed=True)[0]
         return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from trainer_svc.worker.policy import Policy
 from trainer_svc.worker.precision import Precision
 from trainer_svc.worker.quantized.loading import quantize_layers
 from trainer_svc.worker.quantized.storage import storage_of
+from trainer_svc.worker.ranks import Ranks
 from trainer_svc.worker.recompute import use_recompute
 from trainer_svc.worker.schedule import Schedule
 from trainer_svc.worker.tokenizer import load_tokenizer
@@ -42,6 +43,7 @@ class TrainingSession:
     policy: Policy
     tokenizer: PreTrainedTokenizerBase
     reference: Policy | None
+    ranks: Ranks = field(default_factory=Ranks)
     step: int = 0
     bad_steps: int = 0
     keep_interval: int = 0
@@ -74,19 +76,24 @@ class TrainingSession:
             cooldown_steps=train.cooldown_steps,
             final_fraction=train.final_lr_fraction,
         )
-        self._optimizer = Optimizer(self.policy.trainable(), train, schedule, apart=_embeddings(self.policy.model))
+        self._optimizer = Optimizer(
+            self.policy.trainable(), train, schedule, apart=_embeddings(self.policy.model), ranks=self.ranks
+        )
 
 
-def load_session(kind: Kind, train: TrainConfig, output_dir: Path, weights: Path | None) -> TrainingSession:
+def load_session(
+    kind: Kind, train: TrainConfig, output_dir: Path, weights: Path | None, ranks: Ranks | None = None
+) -> TrainingSession:
     """Loads model, adapter and tokenizer; `weights` is the checkpoint folder to take them from, if there is one.
 
-    Raises ConfigError naming the key that is wrong.
+    With several ranks the model is spread over them. Raises ConfigError naming the key that is wrong.
     """
     if kind == "grpo" and storage_of(train) is not None:
         raise config_error("qlora_*", "works in SFT and PT; in GRPO it is known, not supported yet")
+    ranks = ranks or Ranks()
     tokenizer = load_tokenizer(train)
     if train.lora:
-        policy = _load_adapter(kind, train, output_dir, tokenizer, weights)
+        policy = _load_adapter(kind, train, output_dir, tokenizer, weights, ranks)
     else:
         model, precision = load_model(train, source=weights)
         _freeze(model, train)
@@ -94,17 +101,25 @@ def load_session(kind: Kind, train: TrainConfig, output_dir: Path, weights: Path
     use_recompute(policy.model, train)
     policy.train(True)
     reference = _load_reference(train) if kind == "grpo" and _needs_reference(train) and not train.lora else None
-    return TrainingSession(kind, train, output_dir, policy, tokenizer, reference)
+    if ranks.world_size > 1:
+        policy.spread(train.zero_level)
+        torch.manual_seed(train.train_seed + ranks.rank)  # dropout differs from rank to rank
+    return TrainingSession(kind, train, output_dir, policy, tokenizer, reference, ranks)
 
 
 def _load_adapter(
-    kind: Kind, train: TrainConfig, output_dir: Path, tokenizer: PreTrainedTokenizerBase, weights: Path | None
+    kind: Kind,
+    train: TrainConfig,
+    output_dir: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: Path | None,
+    ranks: Ranks,
 ) -> Policy:
     merging = train.adapter_path is not None and train.adapter_init_mode == "merge"
     model, precision = load_model(train, quantize=not merging)
     if merging:
         model = lora.merge_adapter(model, str(train.adapter_path))
-        if weights is None:
+        if weights is None and ranks.first:
             save_base(model, precision, tokenizer, output_dir / MERGED_BASE)
         quantization = quantization_of(train, model.config, model.dtype)
         if quantization is not None:

@@ -11,7 +11,7 @@ import torch
 from surogate.errors import DataLossError
 from surogate.telemetry import metrics as names
 from trainer_svc.worker.batch import collate
-from trainer_svc.worker.checkpoint import checkpoints, write_checkpoint, write_final
+from trainer_svc.worker.checkpoint import has, write_checkpoint, write_final
 from trainer_svc.worker.data.prepare import SessionData
 from trainer_svc.worker.data.store import EncodedData
 from trainer_svc.worker.health import finish_step
@@ -39,7 +39,7 @@ class SupervisedRun:
             capacity=train.sequence_len,
             packing=train.sample_packing,
             rows=train.per_device_train_batch_size,
-            micro_batches=train.gradient_accumulation_steps,
+            micro_batches=train.gradient_accumulation_steps * session.ranks.world_size,
             seed=train.train_seed,
         )
         epochs = train.num_epochs * self._plan.steps_per_epoch
@@ -49,7 +49,7 @@ class SupervisedRun:
         """Trains to the end and writes the final model; returns whether it was stopped on the way instead."""
         session, train = self._session, self._session.train
         while session.step < self.total_steps:
-            if self._reporter.stop_requested:
+            if session.ranks.of_first(self._reporter.stop_requested):
                 return True
             metrics = self.train_step()
             last = session.step == self.total_steps
@@ -62,19 +62,28 @@ class SupervisedRun:
         return False
 
     def train_step(self) -> dict[str, float]:
-        """One optimiser step: the mean loss over all learned tokens of its micro-batches, however they are cut."""
+        """One optimiser step: the mean loss over all learned tokens of its micro-batches, however they are cut.
+
+        Ranks take turns with the micro-batches; one that has fewer than others goes along with one that counts nothing.
+        """
         start = time.perf_counter()
-        session, data, train = self._session, self._data.training, self._session.train
+        session, data, train, ranks = self._session, self._data.training, self._session.train, self._session.ranks
         batches = [[data[i] for i in batch] for batch in self._plan.micro_batches(session.step)]
         learned = sum(len(document.trained) for batch in batches for document in batch)
         session.policy.train(True)
-        total = torch.zeros((), dtype=torch.float64)
-        for documents in batches:
+        own, rounds = ranks.share_of(batches), ranks.rounds(batches)
+        losses = []
+        for turn in range(rounds):
+            counts = turn < len(own)
+            documents = own[turn] if counts else batches[0]
             batch = collate(documents, pad_to_multiple_of=train.pad_to_multiple_of, padding_side=train.padding_side)
-            loss = -session.policy.summed_logprob(batch) / learned
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach().double().cpu()
-        found = finish_step(session, float(total), self._reporter.warning)
+            with session.policy.last_of_step(turn == rounds - 1):
+                loss = -session.policy.summed_logprob(batch) / learned * float(counts)
+                shared = loss * ranks.world_size  # gradients are averaged over ranks
+                shared.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        total = sum(ranks.gather(float(torch.stack(losses).double().sum())))
+        found = finish_step(session, total, self._reporter.warning)
         seconds = time.perf_counter() - start
         tokens = sum(len(document) for batch in batches for document in batch)
         return {
@@ -88,15 +97,18 @@ class SupervisedRun:
     @torch.no_grad()
     def evaluate(self, data: EncodedData) -> dict[str, float]:
         """Mean loss over all learned tokens of `data`, without dropout."""
-        policy, train = self._session.policy, self._session.train
+        policy, train, ranks = self._session.policy, self._session.train, self._session.ranks
         policy.train(False)
-        total, learned = 0.0, 0
-        for batch in eval_batches(data, train.sequence_len, train.per_device_train_batch_size):
-            logprobs, _ = policy.logprobs(collate([data[i] for i in batch]))
-            total -= float(logprobs.double().sum())
-            learned += len(logprobs)
+        batches = eval_batches(data, train.sequence_len, train.per_device_train_batch_size)
+        own, total, learned = ranks.share_of(batches), 0.0, 0
+        for turn in range(ranks.rounds(batches)):
+            counts = turn < len(own)
+            logprobs, _ = policy.logprobs(collate([data[i] for i in (own[turn] if counts else batches[0])]))
+            total -= float(logprobs.double().sum()) * counts
+            learned += len(logprobs) * counts
         policy.train(True)
-        loss = total / max(learned, 1)
+        shares = ranks.gather((total, learned))
+        loss = sum(part for part, _ in shares) / max(sum(count for _, count in shares), 1)
         return {EVAL_LOSS: loss, EVAL_PERPLEXITY: math.exp(min(loss, 700.0))}
 
     def _save(self) -> None:
@@ -111,7 +123,7 @@ class SupervisedRun:
     def _finish(self) -> None:
         """Writes the last checkpoint, unless a resumed run was at its end already, and the final model."""
         session = self._session
-        if not any(step == session.step for step, _ in checkpoints(session.checkpoint_dir)):
+        if not session.ranks.of_first(has(session.checkpoint_dir, session.step)):
             self._reporter.checkpoint(session.step, str(write_checkpoint(session)))
         self._reporter.checkpoint(session.step, str(write_final(session)), final=True)
 

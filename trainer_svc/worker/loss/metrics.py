@@ -27,6 +27,11 @@ class LossMetrics(Mapping[str, float]):
         self.count = count
         """Number of trainable tokens, 0-d float64."""
 
+    def cpu(self) -> LossMetrics:
+        """The same in the host's memory: what one rank tells another."""
+        sums = {name: value.cpu() for name, value in self.sums.items()}
+        return LossMetrics(sums, {name: value.cpu() for name, value in self.maxima.items()}, self.count.cpu())
+
     def __getitem__(self, name: str) -> float:
         if name in self.maxima:
             return float(self.maxima[name])

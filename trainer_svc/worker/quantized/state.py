@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainer_svc.worker.quantized.linear import QuantizedLinear
+from trainer_svc.worker.spread import whole_state
 
 
 def weight_of(layer: torch.nn.Module) -> torch.Tensor:
@@ -15,7 +16,7 @@ def weight_of(layer: torch.nn.Module) -> torch.Tensor:
 
 def decoded_state(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The state dict with the matrices of quantised layers in place of their parts, in `dtype`."""
-    state: dict[str, torch.Tensor] = dict(model.state_dict())
+    state: dict[str, torch.Tensor] = whole_state(model)
     for name, layer in model.named_modules():
         if isinstance(layer, QuantizedLinear):
             for part in layer.storage.parts:

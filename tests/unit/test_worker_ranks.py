@@ -1,0 +1,116 @@
+"""Several processes train what one trains: losses, norms, metrics; full and LoRA, SFT and GRPO, at every ZeRO level."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.helpers.tiny import make_tiny_model
+from trainer_svc.rank_plan import RankPlan
+
+COMMON: dict[str, Any] = {
+    "torch_dtype": "float32", "optimizer": "adamw", "learning_rate": 1e-3, "sequence_len": 64, "max_steps": 5,
+    "recompute": False, "per_device_train_batch_size": 1, "logging_steps": 1, "eval_steps": 100, "lora_dropout": 0.0,
+    "lora_rank": 4, "max_grad_norm": 0.5,
+}  # fmt: skip
+LEVELS = (1, 2, 3)
+
+
+def cases(model: Path, data: Path, levels: tuple[int, ...], changes: dict[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for kind in ("sft", "grpo"):
+        for lora in (True, False):
+            for level in levels:
+                train = {**COMMON, "model": str(model), "lora": lora, "zero_level": level, **changes}
+                if kind == "sft":
+                    train["datasets"] = [{"path": str(data), "type": "conversation"}]
+                elif lora:
+                    train["loss"] = {"type": "grpo", "beta": 0.1}
+                name = f"{kind}-{'lora' if lora else 'full'}-{level}"
+                found.append({"name": name, "kind": kind, "train": train})
+    return found
+
+
+def run(folder: Path, ranks: int, wanted: list[dict[str, Any]]) -> dict[str, Any]:
+    """Trains the cases on so many gloo processes; what rank 0 found."""
+    (folder / "cases.json").write_text(json.dumps(wanted))
+    environments = RankPlan(ranks).environments()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.rank_program", str(folder)],
+            env={**os.environ, **environment, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        )
+        for environment in environments
+    ]
+    try:
+        codes = [process.wait(timeout=280) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * ranks
+    return json.loads((folder / f"results-{ranks}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
+    make_tiny_model(folder / "model", std=0.1)
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n} plus {n}?"}, {"role": "assistant", "content": str(2 * n) * 3}]}
+        for n in range(60)
+    ]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "model", folder / "data.jsonl"
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process finds."""
+    return run(tmp_path_factory.mktemp("alone"), 1, cases(*inputs, (1,), {}))
+
+
+def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, result in found.items():
+        reference = expected[name.rsplit("-", 1)[0] + "-1"]
+        for key in ("losses", "norms", "evaluations"):
+            assert result[key] == pytest.approx(reference[key], rel=1e-5), (name, key)
+        for key, value in reference["metrics"].items():
+            assert result["metrics"][key] == (pytest.approx(value, rel=1e-5) if value is not None else None), name
+        assert result["logprobs"][0] == pytest.approx(reference["logprobs"][0], rel=1e-4), name
+        assert result["exported"] == reference["exported"]
+
+
+@pytest.mark.slow
+def test_four_processes_find_what_one_does(inputs: tuple[Path, Path], alone: dict[str, Any], tmp_path: Path) -> None:
+    check(run(tmp_path, 4, cases(*inputs, LEVELS, {})), alone)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does_and_checkpoints_go_from_any_number_to_any(
+    inputs: tuple[Path, Path], alone: dict[str, Any], tmp_path: Path
+) -> None:
+    found = run(tmp_path, 2, cases(*inputs, LEVELS, {"save_steps": 2, "save_total_limit": 9}))
+    check(found, alone)
+    full = load_file(Path(found["sft-full-3"]["output"]) / "model.safetensors")
+    whole = load_file(Path(alone["sft-full-1"]["output"]) / "model.safetensors")
+    assert {name: value.shape for name, value in full.items()} == {name: value.shape for name, value in whole.items()}
+
+    # The second half of each run, from the checkpoints of two processes: by one, and by two at another level.
+    resumed = []
+    for case in cases(*inputs, LEVELS, {}):
+        if case["kind"] == "sft":
+            output = Path(found[case["name"]]["output"])
+            resumed.append({**case, "resume_from": str(output / "checkpoint-2")})
+    onward = {1: resumed, 2: [{**case, "train": {**case["train"], "zero_level": 3}} for case in resumed]}
+    for ranks, wanted in onward.items():
+        for name, result in run(tmp_path, ranks, wanted).items():
+            reference = alone[name.rsplit("-", 1)[0] + "-1"]
+            assert result["losses"] == pytest.approx(reference["losses"][2:], rel=1e-5), (ranks, name)
+            assert result["norms"] == pytest.approx(reference["norms"][2:], rel=1e-5), (ranks, name)
