@@ -160,8 +160,6 @@ NOT_YET = [
 ]
 PLANNED = [
     (TrainConfig, "recipe", "bf16", "fp8-hybrid"),
-    (TrainConfig, "gpus", 1, 0),
-    (TrainConfig, "zero_level", 1, 3),
     (TrainConfig, "early_stop", False, True),
     (TrainConfig, "report_to", None, ["wandb"]),
 ]

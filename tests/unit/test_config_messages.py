@@ -85,7 +85,7 @@ def dataset(**keys: Any) -> dict[str, Any]:
         ({"lora": False, "adapter_path": "a"}, "adapter_path: needs lora: true, and lora is false"),
         ({"lora": False, "merge_adapter": True}, "merge_adapter: needs lora: true, and lora is false"),
         ({"max_length": 2000}, "max_length: is 2000, more than sequence_len (1024)"),
-        ({"distributed": {"num_nodes": 2}}, "distributed.num_nodes: known, not supported yet (only 1 works)"),
+        ({"distributed": {"num_nodes": 0}}, "distributed.num_nodes: must be 1 or more, got 0"),
         ({"distributed": {"num_node": 2}}, "distributed.num_node: unknown key; did you mean `num_nodes`?"),
         (
             {"noise_scheduler": {"enabled": True}},
@@ -206,11 +206,11 @@ def test_orch(change: dict[str, Any], message: str) -> None:
 
 
 def test_everything_that_is_wrong_is_said_at_once() -> None:
-    wrong = {"learning_rate": -1, "lora_rnk": 4, "gpus": 8, "datasets": [{"type": "text"}], "loss": {"kl_tau": -1}}
+    wrong = {"learning_rate": -1, "lora_rnk": 4, "recipe": "nvfp4", "datasets": [{"type": "text"}], "loss": {"kl_tau": -1}}
     assert {item.partition(":")[0] for item in messages(TrainConfig, {**TRAIN, **wrong})} == {
         "learning_rate",
         "lora_rnk",
-        "gpus",
+        "recipe",
         "datasets.0.path",
         "loss.kl_tau",
     }
