@@ -206,11 +206,11 @@ def test_orch(change: dict[str, Any], message: str) -> None:
 
 
 def test_everything_that_is_wrong_is_said_at_once() -> None:
-    wrong = {"learning_rate": -1, "lora_rnk": 4, "recipe": "nvfp4", "datasets": [{"type": "text"}], "loss": {"kl_tau": -1}}
+    wrong = {"learning_rate": -1, "lora_rnk": 4, "gpus": -1, "datasets": [{"type": "text"}], "loss": {"kl_tau": -1}}
     assert {item.partition(":")[0] for item in messages(TrainConfig, {**TRAIN, **wrong})} == {
         "learning_rate",
         "lora_rnk",
-        "recipe",
+        "gpus",
         "datasets.0.path",
         "loss.kl_tau",
     }
