@@ -101,8 +101,9 @@ def _settings(phase: str, folder: Path, seed: int, max_steps: int | None) -> lis
     if seed != DEFAULT_SEED:
         settings |= {"train.train_seed": seed, "orch.seed": seed} if phase == "grpo" else {"train_seed": seed}
     if max_steps is not None:
-        prefixes = ("train.", "orch.") if phase == "grpo" else ("",)
-        settings |= {f"{prefix}max_steps": max_steps for prefix in prefixes}
+        # Fewer steps than the files' warm-up would be refused.
+        few = {"max_steps": max_steps, "warmup_steps": 0}
+        settings |= {"train.max_steps": max_steps, "orch.max_steps": max_steps} if phase == "grpo" else few
     return [f"--set={key}={value}" for key, value in settings.items()]
 
 
