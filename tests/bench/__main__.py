@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.bench.page import conditions, update
 from tests.bench.table import Options, Table
 
-NAMES = ("orchestrator", "push", "generate")
+NAMES = ("orchestrator", "push", "weights", "generate", "grpo", "grpo_large")
 PAGE = Path("docs/performance.md")
 
 

@@ -33,6 +33,11 @@ NUM_PROMPTS = 1000
 VOCABULARY = 260
 
 
+def prompt_text(index: int) -> str:
+    """What the user says in example `index`."""
+    return f"prompt number {index}"
+
+
 class InstantTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     """One session; a step is done when its samples have arrived."""
 
@@ -127,7 +132,7 @@ class InstantReward(reward_pb2_grpc.RewardServiceServicer, reward_pb2_grpc.Envir
         self, _request: reward_pb2.ListExamplesRequest, _context: Any
     ) -> AsyncIterator[reward_pb2.Example]:
         for index in range(NUM_PROMPTS):
-            prompt = [common_pb2.ChatMessage(role="user", content=f"prompt number {index}")]
+            prompt = [common_pb2.ChatMessage(role="user", content=prompt_text(index))]
             yield reward_pb2.Example(id=str(index), prompt=prompt)
 
 

@@ -26,9 +26,10 @@ def test_the_push_bench_runs_both_transports(tmp_path: Path) -> None:
     assert all(row["ratio to TCP"] > 0 for row in rows)
 
 
-@pytest.mark.slow  # two engines are loaded
-def test_the_generation_bench_compares_the_service_with_vllm(tmp_path: Path) -> None:
+@pytest.mark.slow  # engines are loaded
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["weights", "generate", "grpo"])
+def test_the_benches_with_an_engine_run(tmp_path: Path, name: str) -> None:
     out = tmp_path / "bench.json"
-    assert main(["generate", "--quick", "--json", str(out)]) == 0
-    rows = json.loads(out.read_text())["generate"]
-    assert all(row["direct tokens/s"] > 0 and row["gRPC tokens/s"] > 0 for row in rows)
+    assert main([name, "--quick", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())[name]
