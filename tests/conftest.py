@@ -1,4 +1,4 @@
-"""What all tests share: caches of their own, for this process and those it starts; no limits on time for Hypothesis."""
+"""What all tests share: caches of their own, one thread of torch, no limits on time for Hypothesis."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from hypothesis import HealthCheck, settings
 
 _CACHE = tempfile.TemporaryDirectory(prefix="surogate-test-cache-")
 os.environ["SUROGATE_CACHE_DIR"] = _CACHE.name
+
+# Models of the tests are tiny: more threads would only wait for each other, in child processes too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("surogate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
