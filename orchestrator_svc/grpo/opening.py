@@ -28,7 +28,14 @@ from orchestrator_svc.grpo.tasks import together
 from orchestrator_svc.grpo.tokenizer import ChatTokenizer
 from orchestrator_svc.grpo.trainer import Listener, Origin, Trainer
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker
-from surogate.errors import ConfigError, FailedPreconditionError, InvalidInputError, NotFoundError, Violation
+from surogate.errors import (
+    ConfigError,
+    FailedPreconditionError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+    Violation,
+)
 from surogate.structs import to_struct
 
 SERVICE_KEY = "env[]"
@@ -68,6 +75,11 @@ async def _open(spec: EnvironmentSpec, reward: Worker | None, seed: int, stack: 
         raise ConfigError.of([Violation(f"{spec.config_key}.id", str(error))]) from error
     except InvalidInputError as error:
         raise _at_home(error, spec.config_key) from error
+    except UnavailableError as error:
+        if spec.address is None:
+            raise
+        what = f"{spec.config_key}.address: no reward service answers at {spec.address}: {error}"
+        raise UnavailableError(what, reason=error.reason) from error
 
 
 def _at_home(error: InvalidInputError, config_key: str) -> InvalidInputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from orchestrator_svc.grpo.breaker import Breaker
 from orchestrator_svc.grpo.groups import Rollout
 from orchestrator_svc.grpo.services import RewardEndpoint
 from orchestrator_svc.grpo.shadow import Shadow
-from surogate.errors import BusyError, CancelledError, DataLossError, SurogateError, UnavailableError
+from surogate.errors import BusyError, CancelledError, DataLossError, DeadlineError, SurogateError, UnavailableError
 from surogate.rpc.status import from_status
 from surogate.v1 import reward_pb2
 
@@ -77,7 +78,10 @@ class Scorer:
                 finish_reason=rollout.finish_reason,
             )
         async with self._room:
-            response = await self._ask(spec, breaker, request)
+            try:
+                response = await self._ask(spec, breaker, request)
+            except SurogateError as error:
+                raise _named(spec, error) from error
         scored, problem = _scored(spec, rollouts, response)
         if environment in self._shadows:
             rewards = {rollout.rollout_id: rollout.reward for rollout in scored}
@@ -140,6 +144,16 @@ def _time_for(spec: Environment) -> float:
     """Seconds for a scoring call. A service may score the items one after the other as well as at once; twice an item's
     time tells a hang."""
     return 2 * spec.timeout + GRACE
+
+
+def _named(spec: Environment, error: SurogateError) -> SurogateError:
+    """The failure of a call, telling whose it is."""
+    what = str(error)
+    if isinstance(error, DeadlineError):
+        what = f"it did not answer within {_time_for(spec):g} s (timeout of a rollout: {spec.timeout:g} s)"
+    named = copy.copy(error)
+    named.message = f"environment {spec.id}: the reward service failed: {what}"
+    return named
 
 
 def _scored(

@@ -182,6 +182,7 @@ async def test_a_reward_service_that_hangs_costs_the_group(tmp_path: Path, monke
         fakes.hooks.on["ScoreRollouts"] = hang
         await job.run()
         assert await causes(job) == {"trained": 1, "reward": 1}
+        assert "environment fake: the reward service failed: it did not answer within" in await notices(job)
 
 
 async def test_a_reward_service_that_comes_back_is_waited_for(tmp_path: Path) -> None:
