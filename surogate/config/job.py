@@ -167,6 +167,8 @@ class _Resolver:
         orch = self.part("orch", OrchConfig, agreed.parts["orch"])
         if train is not None:
             self.check_grpo_train(train)
+        if train is not None and orch is not None and not orch.dump_metrics and (train.report_to or orch.report_to):
+            self.wrong("orch.dump_metrics", "must be true with report_to: trackers are told what is in metrics.jsonl")
         if infer is not None and orch is not None and train is not None and not agreed.violations:
             self.check_capacity(train, infer, orch)
         self.stop_if_wrong()

@@ -16,7 +16,6 @@ from surogate.config.base import (
     Seed,
     Size,
     Text,
-    planned,
     problem,
     refuse,
 )
@@ -78,6 +77,25 @@ class CheckpointConfig(ConfigModel):
     """Resume with all prompts to draw from, also those that had been laid aside as too easy or too hard (buffer)."""
 
 
+class TrackerConfig(ConfigModel):
+    """What goes to Weights & Biases; the trackers of train.yaml's report_to take samples and distributions too."""
+
+    block: ClassVar[str] = "report_to."
+
+    project: Text = "Surogate"
+    """Project. wandb_project of train.yaml goes before it."""
+    name: Text | None = None
+    """Name of the run. null = wandb_name of train.yaml."""
+    offline: bool = False
+    """Write the run into the output folder, for `wandb sync`, and send nothing."""
+    samples: bool | None = None
+    """Also report rollouts as text. null = no."""
+    distributions: bool | None = None
+    """Also report histograms of rewards and completion lengths. null = no."""
+    interval: Size = 10
+    """Steps between samples and distributions, ≥ 1."""
+
+
 class OrchConfig(ConfigModel):
     """orch.yaml, every key as an attribute of that name."""
 
@@ -128,8 +146,8 @@ class OrchConfig(ConfigModel):
     """Which prompts come when."""
     filters: list[FilterConfig] = Field([])
     """Rollouts that are told apart and perhaps dropped."""
-    report_to: dict[str, Any] | None = planned(None)
-    """Trackers to report to. metrics.jsonl is always written."""
+    report_to: TrackerConfig | None = None
+    """Weights & Biases: `{}` turns it on with the defaults. null = what report_to of train.yaml says."""
     ruler: RulerConfig = RulerConfig()
     """Rewards from a judge model."""
 

@@ -72,6 +72,7 @@ ORCH_BLOCKS = (
     ("`client`", orch.ClientConfig),
     ("`ckpt`", orch.CheckpointConfig),
     ("`eval`", env.EvalConfig),
+    ("`report_to`", orch.TrackerConfig),
     ("`buffer`", shaping.BufferConfig),
     ("`filters[]`", shaping.FilterConfig),
     ("`ruler`", orch_planned.RulerConfig),

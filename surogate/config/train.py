@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
 from surogate.config import keys
-from surogate.config.base import ConfigModel, Count, Positive, Size, planned
+from surogate.config.base import NOT_YET, ConfigModel, Count, Positive, Size, Text, fail, planned
 from surogate.config.data import ChatKeys, DataKeys
 from surogate.config.lora import LoraKeys, QloraKeys
 from surogate.config.loss import LossConfig
 from surogate.config.model import BatchKeys, ModelKeys, RunKeys
 from surogate.config.optim import MemoryKeys, OptimizerKeys, ParallelKeys, PrecisionKeys
 
-OFF: tuple[Any, ...] = ("none", ["none"], [])
-"""Spellings of no trackers."""
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""Trackers that there are."""
 
 
-def _no_reports(value: Any) -> Any:
-    return None if value in OFF else value
+def _trackers(value: Any) -> Any:
+    """A list of names without repeats; null for `none`."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list):
+        return value
+    names = [name for name in dict.fromkeys(names) if name != "none"]
+    if "aim" in names:
+        raise fail(f"aim is {NOT_YET}: use {', '.join(TRACKERS)}")
+    return names or None
 
 
 class ReportingKeys(ConfigModel):
     """Trackers and logs beside metrics.jsonl."""
 
-    report_to: Annotated[list[str] | None, BeforeValidator(_no_reports)] = planned(None, off=OFF)
-    """Trackers to report to; `none` or null = none. metrics.jsonl is always written."""
-    log_file: str | None = planned(None)
-    """File of the log, beside logs/ in the output folder."""
-    wandb_project: str | None = planned(None)
-    """Project at Weights & Biases."""
-    wandb_name: str | None = planned(None)
-    """Name of the run at Weights & Biases."""
+    report_to: Annotated[list[Literal["tensorboard", "wandb", "mlflow"]] | None, BeforeValidator(_trackers)] = None
+    """Trackers to report to: tensorboard, wandb, mlflow, one or a list; `none` or null = none. metrics.jsonl is always
+    written.
+    """
+    log_file: Text | None = None
+    """File to which a line is added for each step and evaluation; a relative path starts at output_dir."""
+    wandb_project: Text | None = None
+    """Project at Weights & Biases, and experiment at MLflow. null = Surogate."""
+    wandb_name: Text | None = None
+    """Name of the run at the trackers. null = run_name, or the job's id."""
     log_gpu_util: int = planned(100)
     """Steps between reports of GPU use."""
 

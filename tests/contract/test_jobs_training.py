@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from orchestrator_svc.metrics_file import read_metrics
+from orchestrator_svc.tracking.spec import LIBRARIES
 from surogate.errors import ConfigError
 from surogate.rpc.status import from_status
 from surogate.v1 import job_pb2
@@ -158,3 +159,30 @@ async def test_two_orchestrators_on_one_store_run_a_job_once(tmp_path: Path, tra
     for history in histories:
         assert steps_of(history) == [1, 2, 3, 4, 5]
         assert not steps_of(history, replayed=True)
+
+
+async def test_a_job_is_reported_to_its_trackers(orchestrator: Orchestrator) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    job = await orchestrator.create(sft_config("m", report_to="tensorboard", log_file="train.log"))
+    done = await orchestrator.ended(job.name)
+    assert done.state == State.STATE_SUCCEEDED, done.error.message
+    out = Path(done.output_dir)
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
+    assert events.Scalars("eval/validation/loss")[0].step == 5
+    assert (out / "train.log").read_text().endswith("succeeded\n")
+
+
+async def test_a_tracker_whose_library_is_missing_is_said_and_the_job_trains(
+    orchestrator: Orchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LIBRARIES, "wandb", "no_such_module")
+    job = await orchestrator.create(sft_config("m", report_to=["wandb"]))
+    history = await orchestrator.history(job.name)
+    done = await orchestrator.get(job.name)
+    assert done.state == State.STATE_SUCCEEDED, done.error.message
+    told = [event.notice.text for event in history if event.HasField("notice")]
+    assert "wandb of report_to is not installed: pip install 'surogate[tracking]'" in told

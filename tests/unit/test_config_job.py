@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -364,3 +366,17 @@ def test_any_value_is_taken_or_refused_by_name(changes: dict[str, Any]) -> None:
     except ConfigError as error:
         assert error.violations
         assert all(item.field.partition(".")[0] in ("train", "infer", "orch") for item in error.violations)
+
+
+def test_trackers_need_the_metrics_file() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text(encoding="utf-8")
+    train, orch = (parse_yaml(block, "page").data for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL))
+    parts = {
+        "train": {"model": "m", "max_steps": 1, "optimizer": "adamw", **train},
+        "infer": {},
+        "orch": {"env": [{"id": "e"}], "rollouts_per_example": 2, "batch_size": 2, **orch},
+    }
+    job = resolve_job({"kind": "grpo", **parts})
+    assert job.train.report_to == ["tensorboard", "wandb", "mlflow"]
+    with pytest.raises(ConfigError, match=r"orch\.dump_metrics: must be true with report_to"):
+        resolve_job({"kind": "grpo", **parts, "orch": {**parts["orch"], "dump_metrics": False}})

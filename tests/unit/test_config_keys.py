@@ -161,7 +161,6 @@ NOT_YET = [
 PLANNED = [
     (TrainConfig, "recipe", "bf16", "fp8-hybrid"),
     (TrainConfig, "early_stop", False, True),
-    (TrainConfig, "report_to", None, ["wandb"]),
 ]
 
 
@@ -221,6 +220,14 @@ def test_blocks_of_other_features_are_accepted_when_off() -> None:
 @pytest.mark.parametrize("value", ["none", ["none"], [], None])
 def test_report_to_may_say_none(value: object) -> None:
     assert TrainConfig.model_validate({"model": "m", "report_to": value}).report_to is None
+
+
+def test_report_to_takes_one_or_several() -> None:
+    assert TrainConfig.model_validate({"model": "m", "report_to": "wandb"}).report_to == ["wandb"]
+    several = ["mlflow", "none", "tensorboard", "mlflow"]
+    assert TrainConfig.model_validate({"model": "m", "report_to": several}).report_to == ["mlflow", "tensorboard"]
+    assert "aim is known, not supported yet" in violations(TrainConfig, {"model": "m", "report_to": ["aim"]})[0]
+    assert violations(TrainConfig, {"model": "m", "report_to": ["comet"]})[0].startswith("report_to.0")
 
 
 def test_other_spellings_load() -> None:
