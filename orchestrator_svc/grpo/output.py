@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator_svc.plots import plot_lines
 from surogate.telemetry import metrics as names
@@ -31,8 +32,10 @@ def write_samples(path: Path, step: int, samples: Sequence[job_pb2.Sample]) -> N
     """Adds a line `{"step", "environment", "prompt", "answer", "completion", "reward"}` for each completion that an
     evaluation shows; what the file has of that step and environment already is replaced."""
     shown = {(step, sample.environment) for sample in samples}
-    before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    lines = [line for line in before if (line["step"], line["environment"]) not in shown]
+    before: list[dict[str, Any]] = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
+    lines: list[dict[str, Any]] = [line for line in before if (line["step"], line["environment"]) not in shown]
     lines += [
         {
             "step": step,
