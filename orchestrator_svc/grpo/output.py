@@ -47,7 +47,8 @@ def write_samples(path: Path, step: int, samples: Sequence[job_pb2.Sample]) -> N
         }
         for sample in samples
     ]
-    _write_lines(path, sorted(lines, key=lambda line: line["step"]))
+    lines.sort(key=lambda line: int(line["step"]))
+    _write_lines(path, lines)
 
 
 def _write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
