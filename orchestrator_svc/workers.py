@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator_svc.launchers.base import Component, Worker, WorkerPool, WorkerSpec
+from surogate.config.lora import BASE_FOLDER
 
 if TYPE_CHECKING:
     from orchestrator_svc.context import JobContext
@@ -19,14 +21,20 @@ class JobWorkers:
 
     trainer: Worker
     inference: list[Worker]
-    """One per replica; empty for PT and SFT."""
+    """One per replica; empty for PT and SFT, and while the base that they will serve is not there yet."""
     reward: Worker | None
     """The built-in reward service; None when every environment of the job has an address of its own."""
 
 
 async def start_workers(ctx: JobContext, pool: WorkerPool) -> JobWorkers:
-    """Starts every worker that the job needs, concurrently. Await `ready()` on each before use."""
-    workers = await asyncio.gather(*(pool.start(spec) for spec in worker_specs(ctx, pool)))
+    """Starts every worker that the job needs, concurrently. Await `ready()` on each before use.
+
+    Replicas that will serve the trainer's own base are left to `start_replicas`, for the trainer has to write it first.
+    """
+    specs = worker_specs(ctx, pool)
+    if own_base(ctx) is not None:
+        specs = [spec for spec in specs if spec.component != "inference"]
+    workers = await asyncio.gather(*(pool.start(spec) for spec in specs))
     by_component: dict[Component, list[Worker]] = {"trainer": [], "inference": [], "reward": []}
     for worker in workers:
         by_component[worker.component].append(worker)
@@ -35,6 +43,20 @@ async def start_workers(ctx: JobContext, pool: WorkerPool) -> JobWorkers:
         inference=by_component["inference"],
         reward=next(iter(by_component["reward"]), None),
     )
+
+
+async def start_replicas(ctx: JobContext, pool: WorkerPool) -> list[Worker]:
+    """Starts the replicas that `start_workers` left out."""
+    specs = [spec for spec in worker_specs(ctx, pool) if spec.component == "inference"]
+    return list(await asyncio.gather(*(pool.start(spec) for spec in specs)))
+
+
+def own_base(ctx: JobContext) -> str | None:
+    """Folder of the base that a trainer of quantised weights writes for the replicas; None if they serve the model."""
+    job = ctx.config
+    if job.kind != "grpo" or not job.train.quantizes:
+        return None
+    return str(Path(ctx.output_dir).absolute() / BASE_FOLDER)
 
 
 def worker_specs(ctx: JobContext, pool: WorkerPool) -> list[WorkerSpec]:
@@ -48,7 +70,7 @@ def worker_specs(ctx: JobContext, pool: WorkerPool) -> list[WorkerSpec]:
     replicas = pool.count("inference", infer.dp)
     # Replica i listens at port + i where the user chose a port; the default is for one that a person starts alone.
     chosen = infer.port not in (0, type(infer).model_fields["port"].default)
-    payload = infer.model_dump(mode="json")
+    payload = infer.model_dump(mode="json") | ({"model": own_base(ctx)} if own_base(ctx) else {})
     specs = [
         WorkerSpec(
             "inference",

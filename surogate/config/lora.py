@@ -59,6 +59,11 @@ class LoraKeys(ConfigModel):
         return self
 
 
+BASE_FOLDER = "base"
+"""Folder in output_dir of the base under the adapter, where it is not the model that the configuration names: a merged
+or, in GRPO, a quantised one.
+"""
+
 BNB_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -81,6 +86,11 @@ class QloraKeys(ConfigModel):
     """Rows and columns of the squares of weights that share a scale in FP8, ≥ 1."""
     qlora_four_over_six: bool = True
     """NVFP4: for each block let its largest weight be 6 or 4, whichever leaves the smaller error."""
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the base weights are stored quantised."""
+        return self.qlora_bnb or self.qlora_fp8 or self.qlora_fp4
 
     @model_validator(mode="after")
     def _one_storage_under_lora(self) -> Self:

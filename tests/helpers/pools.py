@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from orchestrator_svc.context import JobContext
 from orchestrator_svc.launchers.base import Component, Launcher, Worker, WorkerPool, WorkerSpec
+from orchestrator_svc.launchers.static import StaticWorker
 from surogate.errors import FailedPreconditionError
+from surogate.rpc.channel import ClientSecurity
 
 
 class EmptyPool(WorkerPool):
@@ -37,3 +39,14 @@ class EmptyLauncher(Launcher):
 
     async def reap(self, job_id: str) -> None:
         self.reaped.append(job_id)
+
+
+class RecordingPool(EmptyPool):
+    """Remembers what it was asked to start, and starts nothing."""
+
+    def __init__(self) -> None:
+        self.specs: list[WorkerSpec] = []
+
+    async def start(self, spec: WorkerSpec) -> Worker:
+        self.specs.append(spec)
+        return StaticWorker(spec.component, spec.index, "127.0.0.1:1", ClientSecurity(), 1.0)

@@ -132,6 +132,8 @@ def _load_base(base: str, adapter: Path) -> PreTrainedModel:
 
     try:
         quantization = Quantization.read(adapter)
+        if quantization is not None and Quantization.read(Path(base)) == quantization:
+            quantization = None  # it is the base as it came out of quantising
     except ValueError as error:
         raise wrong("adapter", str(error)) from error
     try:

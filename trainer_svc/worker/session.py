@@ -10,23 +10,20 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surogate.config.grpo import ClipLoss
+from surogate.config.lora import BASE_FOLDER
 from surogate.config.train import TrainConfig
 from trainer_svc.worker import lora
-from trainer_svc.worker.modeling import config_error, load_model, quantization_of
+from trainer_svc.worker.base import hand_over_base, save_base
+from trainer_svc.worker.modeling import load_model, quantization_of
 from trainer_svc.worker.optimizer import Optimizer
 from trainer_svc.worker.policy import Policy
-from trainer_svc.worker.precision import Precision
 from trainer_svc.worker.quantized.loading import quantize_layers
-from trainer_svc.worker.quantized.storage import storage_of
 from trainer_svc.worker.ranks import Ranks
 from trainer_svc.worker.recompute import use_recompute
 from trainer_svc.worker.schedule import Schedule
 from trainer_svc.worker.tokenizer import load_tokenizer
 
 Kind = Literal["pt", "sft", "grpo"]
-
-MERGED_BASE = "base"
-"""Folder in output_dir of the base into which `adapter_path` was merged: what the new adapter belongs to."""
 
 
 @dataclass
@@ -88,8 +85,6 @@ def load_session(
 
     With several ranks the model is spread over them. Raises ConfigError naming the key that is wrong.
     """
-    if kind == "grpo" and storage_of(train) is not None:
-        raise config_error("qlora_*", "works in SFT and PT; in GRPO it is known, not supported yet")
     ranks = ranks or Ranks()
     tokenizer = load_tokenizer(train)
     if train.lora:
@@ -120,26 +115,20 @@ def _load_adapter(
     if merging:
         model = lora.merge_adapter(model, str(train.adapter_path))
         if weights is None and ranks.first:
-            save_base(model, precision, tokenizer, output_dir / MERGED_BASE)
+            save_base(model, precision, tokenizer, output_dir / BASE_FOLDER)
         quantization = quantization_of(train, model.config, model.dtype)
         if quantization is not None:
             quantize_layers(model, quantization)
     adapter = lora.attach(model, train, dropout=0.0 if kind == "grpo" else train.lora_dropout)
     if merging:
-        adapter.peft_config["default"].base_model_name_or_path = str((output_dir / MERGED_BASE).resolve())
+        adapter.peft_config["default"].base_model_name_or_path = str((output_dir / BASE_FOLDER).resolve())
     if weights is not None:
         lora.load_weights(adapter, weights)
     elif train.adapter_path is not None and not merging:
         lora.load_weights(adapter, lora.adapter_folder(train.adapter_path, "adapter_path"))
+    if kind == "grpo" and ranks.first:
+        hand_over_base(model, precision, tokenizer, output_dir / BASE_FOLDER, resuming=weights is not None)
     return Policy(model, precision, adapter, chunks=train.lmhead_chunks)
-
-
-def save_base(model: PreTrainedModel, precision: Precision, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes the weights under the adapter's layers as a model of their own; of quantised ones what they mean."""
-    from trainer_svc.worker.files import write_model
-
-    write_model(model, lora.base_state(model, precision.stored), precision.stored, folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _freeze(model: PreTrainedModel, train: TrainConfig) -> None:

@@ -1,0 +1,47 @@
+"""The base under an adapter, written as a model of its own where it is not the one that the configuration names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from surogate.errors import DataLossError
+from trainer_svc.worker import lora
+from trainer_svc.worker.files import new_folder, write_model
+from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.quantized.record import Quantization
+
+
+def save_base(model: PreTrainedModel, precision: Precision, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes the weights under the adapter's layers; of quantised ones what they mean, with the record of how.
+
+    Raises DataLossError if the disk refuses.
+    """
+    quantization = Quantization.noted(model)
+    try:
+        with new_folder(folder) as temporary:
+            write_model(model, lora.base_state(model, precision.stored), precision.stored, temporary)
+            tokenizer.save_pretrained(temporary)
+            if quantization is not None:
+                quantization.write(temporary)
+    except OSError as error:
+        raise DataLossError(f"could not write {folder}: {error}", reason="MODEL_NOT_WRITTEN") from error
+
+
+def hand_over_base(
+    model: PreTrainedModel,
+    precision: Precision,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    resuming: bool,
+) -> None:
+    """Writes a quantised base for inference to serve: its adapters fit that base alone.
+
+    A session that goes on leaves it as it is, for it is being served.
+    """
+    quantization = Quantization.noted(model)
+    if quantization is None or (resuming and Quantization.read(folder) == quantization):
+        return
+    save_base(model, precision, tokenizer, folder)
