@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from surogate.errors import DataLossError
 from trainer_svc.worker import determinism, lora
+from trainer_svc.worker.card import write_card
 from trainer_svc.worker.files import move_files, new_folder, remove_folder, write_adapter, write_model
 from trainer_svc.worker.session import TrainingSession
 from trainer_svc.worker.spread import share_like, whole, whole_state
@@ -90,12 +91,14 @@ def _write_final(session: TrainingSession, output: Path, weights: Weights, merge
     try:
         with new_folder(output / "final") as temporary:
             write_weights(session, weights, temporary)
+            write_card(session, temporary)
         move_files(output / "final", output)
         (output / "final").rmdir()
         if merged is not None:
             with new_folder(output / "merged") as temporary:
                 write_model(policy.model, merged, policy.precision.stored, temporary)
                 session.tokenizer.save_pretrained(temporary)
+                write_card(session, temporary, merged=True)
     except (OSError, RuntimeError) as error:
         raise DataLossError(
             f"could not write the final model into {output}: {error}; the last checkpoint is good",
