@@ -15,6 +15,10 @@ from surogate.rpc.server import RpcServer
 @asynccontextmanager
 async def lifespan(server: RpcServer, settings: BuiltInSettings) -> AsyncIterator[None]:
     """Registers both services over them."""
-    registry = built_in(processes=settings.processes, plugins=installed() if settings.plugins else ())
+    registry = built_in(
+        processes=settings.processes,
+        allow_unsafe_code=settings.allow_unsafe_code,
+        plugins=installed() if settings.plugins else (),
+    )
     async with serving(server, settings, registry):
         yield

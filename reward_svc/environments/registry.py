@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint
 
 from reward_svc.environments.arithmetic import Arithmetic
+from reward_svc.environments.code import Code
 from reward_svc.environments.exact_match import ExactMatch
 from reward_svc.environments.json_schema import JsonSchema
 from reward_svc.environments.mathematics import Math
@@ -17,10 +18,13 @@ from reward_svc.environments.shaping import Format, Length
 from surogate.reward.registry import Registry
 
 
-def built_in(*, processes: int | None = None, plugins: Iterable[EntryPoint] = ()) -> Registry:
+def built_in(
+    *, processes: int | None = None, allow_unsafe_code: bool = False, plugins: Iterable[EntryPoint] = ()
+) -> Registry:
     """New instances of all built-in environments, and those of packages.
 
-    `processes`: how many worker processes an environment may have; None: one a core.
+    `processes`: how many worker processes an environment may have; None: one a core. `allow_unsafe_code`: whether
+    `code` may run programs where there is no sandbox.
     """
     size = processes or len(os.sched_getaffinity(0))
     mixture = Mixture()
@@ -29,6 +33,7 @@ def built_in(*, processes: int | None = None, plugins: Iterable[EntryPoint] = ()
         Arithmetic(),
         ExactMatch(),
         Math(size),
+        Code(size, allow_unsafe=allow_unsafe_code),
         RegexMatch(),
         JsonSchema(),
         Format(),

@@ -99,6 +99,9 @@ class Environment(ABC, Generic[ArgsT]):
         """Scores all completions of a prompt at once, in order. The time for one rollout is the time for all."""
         raise NotImplementedError
 
+    def open(self) -> None:
+        """Gets ready to score. The service calls it once, before it takes calls or when it first uses a package's."""
+
     def close(self) -> None:
         """Frees what scoring opened (processes, connections). The service calls it as it ends."""
 

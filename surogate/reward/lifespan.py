@@ -22,6 +22,8 @@ ENVIRONMENT_SERVICE = "surogate.v1.EnvironmentService"
 async def serving(server: RpcServer, settings: RewardSettings, registry: Registry) -> AsyncIterator[None]:
     """Registers both services over the environments of `registry`."""
 
+    await asyncio.to_thread(registry.open)
+
     def give_up() -> None:
         server.fail(UnavailableError(f"{settings.max_hung} scorings hang"))
 

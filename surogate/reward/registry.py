@@ -58,7 +58,9 @@ class Registry:
             raise NotFoundError(f"no environment {environment_id!r}; this service has {', '.join(self.ids)}")
         with self._lock:
             if environment_id not in self._by_id:
-                self._by_id[environment_id] = _load(plugin)
+                loaded = _load(plugin)
+                loaded.open()
+                self._by_id[environment_id] = loaded
         return self._by_id[environment_id]
 
     def usable(self) -> Iterator[AnyEnvironment]:
@@ -68,6 +70,11 @@ class Registry:
                 yield self.get(environment_id)
             except FailedPreconditionError as error:
                 _log.warning("an installed environment cannot be used", id=environment_id, error=error.message)
+
+    def open(self) -> None:
+        """Opens the environments that are at hand."""
+        for environment in list(self._by_id.values()):
+            environment.open()
 
     def close(self) -> None:
         """Closes the environments that were used."""

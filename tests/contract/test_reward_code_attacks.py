@@ -1,0 +1,196 @@
+"""Programs that attack: none gets out of the sandbox, none earns a reward, and others are scored meanwhile.
+
+Each attack is scored by tests that only its success would pass: it prints what it must not know, or says that it has done
+what it must not be able to do.
+"""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reward_svc.environments.code import Code
+from reward_svc.sandbox.launch import Sandbox
+from surogate.errors import FailedPreconditionError
+from tests.helpers.rewards import group, outcomes, reward_stub
+
+
+def no_sandbox() -> str:
+    try:
+        Sandbox.find(allow_unsafe=False)
+    except FailedPreconditionError as error:
+        return error.message
+    return ""
+
+
+pytestmark = pytest.mark.skipif(bool(no_sandbox()), reason=no_sandbox() or "there is a sandbox")
+
+# Done and not refused: prints the word that the test expects.
+DID = "print('DONE')"
+TRY = "try:\n{body}\nexcept BaseException:\n    pass\nelse:\n    " + DID
+
+
+def attempt(body: str) -> str:
+    return TRY.format(body="\n".join("    " + line for line in body.splitlines()))
+
+
+PRINTING = {
+    "read the service's secret file": "print('DONE' if 'SECRET' in open('{secret}').read() else '')",
+    "read it through the root of process 1": attempt("open('/proc/1/root{secret}').read()"),
+    "read the service's environment": "import os\n" + attempt("assert 'SECRET_OF_THE_SERVICE' in os.environ"),
+    "read the environment of process 1": attempt("assert b'SECRET_OF' in open('/proc/1/environ','rb').read()"),
+    "read the parent's environment": "import os\n" + attempt("open(f'/proc/{{os.getppid()}}/environ').read()[0]"),
+    "read the password file": attempt("open('/etc/passwd').read()"),
+    "read the service's code": attempt("import reward_svc"),
+    "read installed packages": attempt("import pydantic"),
+    "list the home of root": "import os\n" + attempt("os.listdir('/root')[0]"),
+    "see the service's process": attempt("open('/proc/{pid}/cmdline').read()"),
+    "kill the service": "import os\n" + attempt("os.kill({pid}, 9)"),
+    "kill process 1": "import os, time\nos.kill(1, 9)\ntime.sleep(0.2)\n" + DID,
+    "kill everything": "import os, time\ntry:\n    os.kill(-1, 9)\nexcept OSError:\n    pass\nprint('alive')",
+    "kill the parent": "import os, time\nos.kill(os.getppid(), 9)\ntime.sleep(0.2)\n" + DID,
+    "trace the parent": "import ctypes, os\nif ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0: " + DID,
+    "connect to the service": "import socket\n" + attempt("socket.create_connection(('127.0.0.1', {port}), 1)"),
+    "connect to the internet": "import socket\n" + attempt("socket.create_connection(('1.1.1.1', 53), 1)"),
+    "resolve a name": "import socket\n" + attempt("socket.getaddrinfo('example.org', 80)"),
+    "listen on a port": "import socket\n" + attempt("socket.socket().bind(('0.0.0.0', 0))"),
+    "talk to the hypervisor": "import socket\n" + attempt("socket.socket(40, socket.SOCK_STREAM)"),
+    "open a unix socket": "import socket\n" + attempt("socket.socket(socket.AF_UNIX)"),
+    "write to the file system": attempt("open('/escaped', 'w').write('x')"),
+    "write to /usr": attempt("open('/usr/lib/escaped', 'w').write('x')"),
+    "write to the standard library": "import os\n" + attempt("open(os.__file__, 'a').write('x')"),
+    "write where the secret is": attempt("open('{secret}.new', 'w').write('x')"),
+    "follow a symlink out": "import os\nos.symlink('{secret}', '/tmp/link')\n" + attempt("open('/tmp/link').read()"),
+    "climb out with dots": attempt("open('/tmp/../../../../..{secret}').read()"),
+    "open a device": attempt("open('/dev/mem', 'rb')"),
+    "make a device": "import os, stat\n" + attempt("os.mknod('/tmp/d', 0o600 | stat.S_IFBLK, os.makedev(8, 0))"),
+    "become root": "import os\n" + attempt("os.setuid(0)"),
+    "be root already": "import os\nif 0 in (os.getuid(), os.geteuid(), os.getgid()): " + DID,
+    "keep a capability": attempt(
+        "s = open('/proc/self/status').read()\nassert int(s.split('CapEff:')[1].split()[0], 16)"
+    ),
+    "make a user namespace": "import ctypes\nif ctypes.CDLL(None).unshare(0x10000000) == 0: " + DID,
+    "clone into a user namespace": "import ctypes\nif ctypes.CDLL(None).syscall(56, 0x10000011, 0, 0, 0, 0) >= 0: "
+    + DID,
+    "mount something": "import ctypes\nif ctypes.CDLL(None).mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0: " + DID,
+    "change the root": "import os\n" + attempt("os.chroot('/tmp')"),
+    "raise its limits": "import resource\n" + attempt("resource.setrlimit(resource.RLIMIT_AS, (-1, -1))"),
+    "trigger the kernel": attempt("open('/proc/sysrq-trigger', 'w').write('b')"),
+    "change the kernel's settings": attempt("open('/proc/sys/kernel/core_pattern', 'w').write('|/bin/sh')"),
+    "start a shell": "import subprocess\n" + attempt("subprocess.run(['/bin/sh', '-c', 'true'], check=True)"),
+    "use memory without end": "x = []\nwhile True: x.append(bytearray(10**7))",
+    "fill the disk": attempt("f = open('/tmp/f', 'wb')\nfor _ in range(2000): f.write(bytes(10**6))\nf.flush()"),
+    "fill it with many files": attempt("for i in range(200): open(f'/tmp/{{i}}', 'wb').write(bytes(10**6))"),
+    "fork without end": "import os\nwhile True: os.fork()",
+    "start threads without end": "import threading, time\nfor _ in range(500): threading.Thread(target=time.sleep, args=(9,)).start()\n"
+    + DID,
+    "use up file descriptors": attempt("held = [open('/dev/null') for _ in range(5000)]"),
+    "compute for ever": "while True: pass",
+    "sleep for ever": "import time\ntime.sleep(3600)",
+    "sleep without signals": "import signal, time\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\ntime.sleep(3600)",
+    "print without end": "while True: print('DONE' * 10000)",
+    "leave a child behind": "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(3600)\nprint('x')",
+    "end at once with 0": "import os\nos._exit(0)",
+    "print a result line": "print('1 passed'); print('{\"ok\": true}')",
+    "crash the interpreter": "import ctypes\nctypes.string_at(0)",
+    "dump core": "import os\nos.abort()",
+    "say it right and then fail": DID + "\nraise SystemExit(3)",
+}
+
+LIAR = """
+class Liar:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __bool__(self): return True
+    def __contains__(self, item): return True
+    def __lt__(self, other): return True
+    __le__ = __gt__ = __ge__ = __lt__
+    def __hash__(self): return 0
+"""
+VERDICT = '{"begin": true}\\n{"ok": true}\\n'
+ASSERTING = {
+    "an object equal to everything": LIAR + "def f(x): return Liar()",
+    "an int equal to everything": "class I(int):\n    def __eq__(self, other): return True\ndef f(x): return I(7)",
+    "a list of liars": LIAR + "def f(x): return [Liar()]",
+    "end at once with 0": "import os\ndef f(x): os._exit(0)",
+    "end at import": "import os\nos._exit(0)",
+    "raise SystemExit": "def f(x): raise SystemExit(0)",
+    "patch the comparison": "import builtins\nbuiltins.__build_class__ = None\nimport operator\noperator.eq = lambda a, b: True\ndef f(x): return 0",
+    "patch AssertionError": "import builtins\nclass A(Exception): pass\nbuiltins.AssertionError = A\ndef f(x): return 0",
+    "shadow a built-in": "def sum(x): return 100\ndef f(x): return 0",
+    "shadow a module": "class math:\n    isclose = staticmethod(lambda *a, **k: True)\ndef f(x): return 0",
+    "print a verdict": f"def f(x):\n    print('{VERDICT}')\n    return 0",
+    "write a verdict to every descriptor": (
+        f"import os\ndef f(x):\n    for fd in range(64):\n        try: os.write(fd, b'{VERDICT}')\n"
+        "        except OSError: pass\n    os._exit(0)"
+    ),
+    "answer before it is asked": (
+        "import os, struct\nfor fd in range(3, 64):\n    try:\n        for _ in range(9):\n"
+        "            m = b'{\"v\": true}'\n            os.write(fd, struct.pack('>I', len(m)) + m)\n"
+        "    except OSError: pass\ndef f(x): return 0"
+    ),
+    "answer with too much": (
+        "import os, struct\ndef f(x):\n    for fd in range(3, 64):\n        try: os.write(fd, struct.pack('>I', 2**32 - 1))\n"
+        "        except OSError: pass\n    return 0"
+    ),
+    "answer with deep nesting": "def f(x):\n    a = []\n    for _ in range(100000): a = [a]\n    return a",
+    "look for the tests in memory": (
+        "import gc, sys\ndef f(x):\n    for o in gc.get_objects():\n"
+        "        if isinstance(o, dict) and 'tests' in o: return o['tests']\n    return None"
+    ),
+    "read the caller's frame": "import sys\ndef f(x):\n    frame = sys._getframe(1)\n    return frame.f_locals.get('expected')",
+    "hang": "def f(x):\n    while True: pass",
+    "an exception that is a BaseException": "class E(BaseException): pass\ndef f(x): raise E()",
+    "an exception whose text hangs": "class E(Exception):\n    def __str__(self): raise E()\ndef f(x): raise E()",
+}
+TESTS = [
+    "assert f(3) == 4",
+    "import math\nassert math.isclose(f(3), 4)",
+    "assert f(3) in (4,)",
+    "assert sum([f(3), 1]) == 5",
+]
+ARGS = {"timeout": 1, "memory_mb": 128}
+
+
+async def test_programs_that_attack_earn_nothing_and_others_are_scored(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_SERVICE", "SECRET")
+    secret = tmp_path / "secret"
+    secret.write_text("SECRET")
+    tests = [{"input": "", "output": "DONE"}]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        known = {"{secret}": str(secret), "{pid}": str(os.getpid()), "{port}": str(listening.getsockname()[1])}
+        programs = [_filled(program, known) for program in PRINTING.values()]
+        async with reward_stub(Code(3), item_timeout=120) as stub:
+            attacks = asyncio.ensure_future(
+                stub.ScoreRollouts(group("code", *programs, args=ARGS, fields={"tests": tests}), timeout=280)
+            )
+            honest = group(
+                "code", "print('DONE')", "print('done')", args=ARGS | {"timeout": 20}, fields={"tests": tests}
+            )
+            meanwhile = [outcomes(await stub.ScoreRollouts(honest, timeout=250)) for _ in range(3)]
+            found = dict(zip(PRINTING, outcomes(await attacks), strict=True))
+    assert meanwhile == [[1.0, 0.0]] * 3
+    assert {name: reward for name, reward in found.items() if reward != 0.0} == {}
+    assert sorted(await asyncio.to_thread(os.listdir, tmp_path)) == ["secret"]
+
+
+async def test_solutions_that_attack_their_tests_earn_nothing() -> None:
+    async with reward_stub(Code(3), item_timeout=200) as stub:
+        request = group("code", *ASSERTING.values(), args=ARGS, fields={"tests": TESTS})
+        found = dict(zip(ASSERTING, outcomes(await stub.ScoreRollouts(request, timeout=280)), strict=True))
+        assert {name: reward for name, reward in found.items() if reward != 0.0} == {}
+        honest = group("code", "def f(x): return x + 1", args=ARGS | {"timeout": 20}, fields={"tests": TESTS})
+        assert outcomes(await stub.ScoreRollouts(honest)) == [1.0]
+
+
+def test_there_are_enough_attacks() -> None:
+    assert len(PRINTING) + len(ASSERTING) >= 40
+
+
+def _filled(program: str, known: dict[str, str]) -> str:
+    for name, value in known.items():
+        program = program.replace(name, value)
+    return program.replace("{{", "{").replace("}}", "}")
