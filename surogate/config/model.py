@@ -94,6 +94,6 @@ class BatchKeys(ConfigModel):
     eval_steps: Size = 100
     """Optimiser steps between evaluations on held-out data (PT, SFT), ≥ 1."""
     dataloader_num_workers: Workers = "auto"
-    """Processes that prepare data, ≥ 0. 0 = the training process itself. `auto` chooses by the number of cores."""
+    """Threads that read the data of coming steps ahead (PT, SFT), ≥ 0. 0 = none. `auto` = 2 on a GPU, 0 on a CPU."""
     pad_to_multiple_of: Size = 1
     """Sequences are padded to a multiple of this many tokens, ≥ 1."""

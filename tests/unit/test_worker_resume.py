@@ -59,8 +59,9 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 def test_supervised(model: Path, tmp_path: Path, kind: str, data: dict[str, str], keys: dict[str, Any]) -> None:
     train = {**SUPERVISED, "model": str(model), "datasets": [{**data, "path": str(model / data["path"])}], **keys}
 
-    def run(folder: Path, stop_after: int | None = None) -> tuple[Engine, KeepingReporter]:
-        engine, reporter = open_engine(kind, folder, train, KeepingReporter(stop_after))
+    def run(folder: Path, stop_after: int | None = None, threads: int = 0) -> tuple[Engine, KeepingReporter]:
+        wanted = {**train, "dataloader_num_workers": threads}
+        engine, reporter = open_engine(kind, folder, wanted, KeepingReporter(stop_after))
         stopped = engine.run().stopped
         assert stopped == (stop_after is not None)
         if stopped:
@@ -69,7 +70,7 @@ def test_supervised(model: Path, tmp_path: Path, kind: str, data: dict[str, str]
 
     calm, whole = run(tmp_path / "calm")
     _, first = run(tmp_path / "cut", CUT)
-    resumed, second = run(tmp_path / "cut")
+    resumed, second = run(tmp_path / "cut", threads=2)  # reading ahead changes nothing
     assert list(first.steps) == list(range(1, CUT + 1))
     assert list(second.steps) == list(range(CUT + 1, STEPS + 1))
     assert first.losses + second.losses == whole.losses

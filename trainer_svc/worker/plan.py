@@ -46,10 +46,11 @@ class StepPlan:
         return list(join_rows([self._rows[row] for row in order], self._rows_per_batch))
 
     def _order(self, epoch: int) -> Sequence[int]:
-        if self._epoch_order[0] != epoch:
-            generator = np.random.default_rng([self._seed, epoch])
-            self._epoch_order = (epoch, generator.permutation(len(self._rows)).tolist())
-        return self._epoch_order[1]
+        known, order = self._epoch_order  # read and written as one: threads that read ahead ask as well
+        if known != epoch:
+            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._rows)).tolist()
+            self._epoch_order = (epoch, order)
+        return order
 
 
 def join_rows(rows: Sequence[Sequence[int]], rows_per_batch: int) -> Iterator[list[int]]:

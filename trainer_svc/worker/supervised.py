@@ -10,7 +10,8 @@ import torch
 
 from surogate.errors import DataLossError
 from surogate.telemetry import metrics as names
-from trainer_svc.worker.batch import collate
+from trainer_svc.worker.ahead import ReadAhead, num_threads
+from trainer_svc.worker.batch import Document, collate
 from trainer_svc.worker.checkpoint import has, write_checkpoint, write_final
 from trainer_svc.worker.data.prepare import SessionData
 from trainer_svc.worker.data.store import EncodedData
@@ -44,9 +45,17 @@ class SupervisedRun:
         )
         epochs = train.num_epochs * self._plan.steps_per_epoch
         self.total_steps: int = train.max_steps if train.max_steps > 0 else epochs
+        threads = num_threads(train.dataloader_num_workers, session.policy.device)
+        self._batches = ReadAhead(self._read, end=self.total_steps, threads=threads)
 
     def run(self) -> bool:
         """Trains to the end and writes the final model; returns whether it was stopped on the way instead."""
+        try:
+            return self._run()
+        finally:
+            self._batches.close()
+
+    def _run(self) -> bool:
         session, train = self._session, self._session.train
         while session.step < self.total_steps:
             if session.ranks.of_first(self._reporter.stop_requested):
@@ -67,8 +76,8 @@ class SupervisedRun:
         Ranks take turns with the micro-batches; one that has fewer than others goes along with one that counts nothing.
         """
         start = time.perf_counter()
-        session, data, train, ranks = self._session, self._data.training, self._session.train, self._session.ranks
-        batches = [[data[i] for i in batch] for batch in self._plan.micro_batches(session.step)]
+        session, train, ranks = self._session, self._session.train, self._session.ranks
+        batches = self._batches.of(session.step)
         learned = sum(len(document.trained) for batch in batches for document in batch)
         session.policy.train(True)
         own, rounds = ranks.share_of(batches), ranks.rounds(batches)
@@ -93,6 +102,11 @@ class SupervisedRun:
             EPOCH: self._plan.epoch(session.step),
             PACKING_EFFICIENCY: self._plan.efficiency,
         }
+
+    def _read(self, step: int) -> list[list[Document]]:
+        """Documents of each micro-batch of a step."""
+        data = self._data.training
+        return [[data[i] for i in batch] for batch in self._plan.micro_batches(step)]
 
     @torch.no_grad()
     def evaluate(self, data: EncodedData) -> dict[str, float]:
