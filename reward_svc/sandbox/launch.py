@@ -26,6 +26,7 @@ MIB = 1 << 20
 TEMPORARY_BYTES = 64 * MIB
 """Size of /tmp in the sandbox, the only place that can be written to."""
 
+_STOP_SECONDS = 5.0
 _FIRST_UID, _UIDS = 1_900_000_000, 100_000
 _HERE = Path(__file__).parent
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
@@ -164,12 +165,17 @@ class Sandbox:
         return [*self._prefix, python, "-I", "-S", "-B", "-c", _text(role), json.dumps(config)], fd
 
 
-async def stop(process: asyncio.subprocess.Process) -> int:
-    """Kills a program and all that it started; returns the exit code."""
+async def stop(process: asyncio.subprocess.Process) -> None:
+    """Kills a program and all that it started."""
     if process.returncode is None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-    return await process.wait()
+    with suppress(TimeoutError):  # without a sandbox, what it left behind may hold its output open
+        async with asyncio.timeout(_STOP_SECONDS):
+            # asyncio waits for the end of its output too, and stops reading where nobody takes what was read.
+            while process.stdout is not None and await process.stdout.read(MIB):
+                pass
+            await process.wait()
 
 
 def _file(content: bytes) -> int:

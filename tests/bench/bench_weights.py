@@ -43,7 +43,7 @@ CASES = (Case(4, 256), Case(8, 608), Case(24, 1152))
 
 
 async def run(options: Options) -> Table:
-    """Two rows for each model: full weights, then an adapter."""
+    """Two rows for each model: an adapter for it, then its full weights."""
     cases = (Case(2, 64),) if options.quick else CASES
     rows = [row for case in cases for row in await _rows(case, options.rounds or (1 if options.quick else 5))]
     columns = ("pushed", "MB", "seconds", "GB/s", "pause, ms", "TCP seconds", "ratio to TCP", "aim")
@@ -59,9 +59,9 @@ async def _rows(case: Case, rounds: int) -> list[list[Cell]]:
         async with replica(folder, model, "--max-lora-rank", str(RANK)) as served:
             versions = count(1)
             target = served.process.address
-            return [
-                await _row("full weights", *full_manifest(model, 1), target, versions, rounds),
+            return [  # the adapter first: on replaced weights there is none
                 await _row("LoRA adapter", *adapter_manifest(adapter, 1), target, versions, rounds),
+                await _row("full weights", *full_manifest(model, 1), target, versions, rounds),
             ]
 
 

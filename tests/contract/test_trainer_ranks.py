@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,8 +25,12 @@ from tests.helpers.trainer_front import ID, State, serving
 
 def workers() -> list[psutil.Process]:
     """The ranks' processes, rank 0 first."""
-    found = [child for child in psutil.Process().children() if "trainer_svc.worker" in child.cmdline()]
-    return sorted(found, key=lambda child: "--fd" not in child.cmdline())
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # another test's, which has ended
+            found.append((child, child.cmdline()))
+    found = [(child, line) for child, line in found if "trainer_svc.worker" in line]
+    return [child for child, _ in sorted(found, key=lambda item: "--fd" not in item[1])]
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def nothing_left(shell: Shell) -> Iterator[None]:
 
 
 def pt_command(shell: Shell, **keys: Any) -> list[str]:
-    train = {"model": "./model", "datasets": [TEXT], "output_dir": "out", "max_steps": 2, "optimizer": "adamw", **keys}
+    train = {"model": "./model", "datasets": [TEXT], "output_dir": "out", "max_steps": 2, "sequence_len": 64, **keys}
     (shell.folder / "train.yaml").write_text(json.dumps(train, indent=1))
     return ["pt", "train.yaml"]
 

@@ -67,7 +67,8 @@ def test_what_does_not_go_together_is_refused(train: dict[str, Any], key: str) -
         config(**train)
 
 
-def test_ranks_find_each_other_as_those_of_torchrun_do() -> None:
+def test_ranks_find_each_other_as_those_of_torchrun_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     plan = RankPlan(2, 2, ("node-0", 29500))
     here = plan.environments(node=1)
     assert [(one["RANK"], one["LOCAL_RANK"], one["WORLD_SIZE"]) for one in here] == [("2", "0", "4"), ("3", "1", "4")]
