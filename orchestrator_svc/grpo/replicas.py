@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker, WorkerFailedError
-from surogate.errors import FailedPreconditionError, InternalError, SurogateError
+from surogate.errors import FailedPreconditionError, InternalError, SurogateError, UnavailableError
 from surogate.rpc.status import from_status
 from surogate.telemetry.log import get_logger
 from surogate.v1 import inference_pb2, inference_pb2_grpc, trainer_pb2
@@ -124,8 +124,7 @@ class Replicas:
             PushFailedError: None took it. The old weights go on serving.
         """
         started = time.perf_counter()
-        async with self._pushing:
-            response, taken = await self._push_until_taken()
+        response, taken = await self._push_until_taken()
         return Pushed(
             version=self._current(),
             num_bytes=response.num_bytes,
@@ -145,36 +144,42 @@ class Replicas:
         problem = "no replica is up"
         for attempt in range(PUSH_ATTEMPTS):
             await asyncio.sleep(PUSH_PAUSE * 2**attempt if attempt else 0)
-            serving = await self._serving()
-            response = await self._push([replica.worker.address for replica in serving])
-            problems = await self._settle(serving, response)
+            serving, response, problems = await self._push_once()
             if len(problems) < len(serving):
                 return response, len(serving) - len(problems)
             problem = "; ".join(problems)
             _log.warning("no replica took the weights", attempt=attempt + 1, problem=problem)
         raise PushFailedError(f"no inference replica took policy version {self._current()}: {problem}")
 
-    async def _serving(self) -> list[Replica]:
-        """Replicas that are up; waits for one."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: bool(self._up()) or self._lost())
-        serving = self._up()
-        if not serving:
-            raise self._loss()
-        return serving
+    async def _push_once(self) -> tuple[list[Replica], trainer_pb2.PushWeightsResponse, list[str]]:
+        """Pushes to the replicas that are up, once there is one: those, the answer, and what went wrong."""
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: bool(self._up()) or self._lost())
+            if self._lost():
+                raise self._loss()
+            async with self._pushing:  # not before: a replica that comes back needs it for its own push
+                for replica in self._up():
+                    if not replica.worker.address:
+                        self.doubt(replica, replica.stub)
+                serving = self._up()
+                if serving:
+                    response = await self._push([replica.worker.address for replica in serving])
+                    return serving, response, await self._settle(serving, response)
 
     async def _settle(self, targets: Sequence[Replica], response: trainer_pb2.PushWeightsResponse) -> list[str]:
         """Notes each replica's outcome; returns what went wrong. Those replicas are brought back in the background."""
-        failed = {}
+        failed: dict[Replica, SurogateError] = {}
         for replica, outcome in zip(targets, response.replicas, strict=True):
             if outcome.HasField("error") and not await _serves(replica, self._current()):
-                failed[replica] = f"{replica.worker.name}: {from_status(outcome.error)}"
+                failed[replica] = from_status(outcome.error)
             else:
                 replica.worker.policy_version = self._current()
-        if len(failed) < len(targets):
-            for replica in failed:
+        for replica, error in failed.items():
+            # One that is away comes back with the weights. Where none took them, the others are simply tried again.
+            if len(failed) < len(targets) or isinstance(error, UnavailableError):
                 self.doubt(replica, replica.stub)
-        return list(failed.values())
+        return [f"{replica.worker.name}: {error}" for replica, error in failed.items()]
 
     def _start_restore(self, replica: Replica) -> None:
         task = asyncio.create_task(self._restore_or_fail(replica), name=f"restore {replica.worker.name}")
