@@ -53,7 +53,7 @@ class Case:
         train = {
             "model": str(model),
             "sequence_len": context,
-            "per_device_train_batch_size": 8,
+            "per_device_train_batch_size": self.batch,  # one micro-batch, as TRL has it
             "torch_dtype": "float32",
             "optimizer": "adamw",
             "recompute": False,
