@@ -18,7 +18,7 @@ SEED ?= 42
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: $(STAMP) ## Make .venv and install everything (cpu or gpu, by what the machine has)
@@ -44,6 +44,18 @@ setup-cpu:
 
 setup-gpu:
 	$(BIN)/pip install -e '.[gpu,dev,bench,tracking]'
+
+.PHONY: system-packages
+# A test that needs one of them is skipped, and says so, where it is missing; a command of the package's name will do too.
+system-packages: ## Install the Debian packages that some tests use (as root; else it says which are missing)
+	@missing=$$(for package in $$(cat .ci/packages); do \
+	  dpkg -s $$package >/dev/null 2>&1 || command -v $$package >/dev/null || echo $$package; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "not installed:" $$missing; exit 0; fi; \
+	apt-get update -qq; \
+	for package in $$missing; do \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$package >/dev/null \
+	    || echo "could not install $$package: tests that need it are skipped"; done
 
 .PHONY: lock
 lock: ## Write constraints.txt from what is installed
