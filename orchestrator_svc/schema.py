@@ -1,5 +1,7 @@
-"""Tables of the job store. Others that belong to a job (the GRPO ledger) join this metadata with a foreign key on
-`jobs.job_id` and ON DELETE CASCADE, so that deleting a job forgets all of it."""
+"""Tables of the job store; create_tables.py makes them.
+
+Others that belong to a job (the GRPO ledger) join this metadata with a foreign key on `jobs.job_id` and ON DELETE
+CASCADE, so that deleting a job forgets all of it."""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Connection,
     Double,
     ForeignKey,
     Index,
@@ -18,14 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    insert,
-    select,
 )
-
-from surogate.errors import FailedPreconditionError
-
-VERSION = 1
-"""Version of these tables; raised by every change that an older program could not read."""
 
 metadata = MetaData()
 
@@ -85,26 +79,3 @@ events = Table(
     # A serialised surogate.v1.JobEvent.
     Column("event", LargeBinary, nullable=False),
 )
-
-
-def create_tables(connection: Connection) -> None:
-    """Makes the tables where they are missing.
-
-    Raises:
-        FailedPreconditionError: The database was written by another version of the program.
-    """
-    # Their tables join `metadata` when they are imported, and they import this file.
-    from orchestrator_svc import reward_services
-    from orchestrator_svc.grpo import ledger
-
-    assert ledger.draws.metadata is reward_services.replaced.metadata is metadata
-    metadata.create_all(connection)
-    found = connection.execute(select(schema_version.c.version)).scalar()
-    if found is None:
-        connection.execute(insert(schema_version).values(version=VERSION))
-    elif found != VERSION:
-        raise FailedPreconditionError(
-            f"the job store has version {found} of the tables, this program needs {VERSION}: use the program that "
-            "wrote it, or another store_url",
-            reason="STORE_VERSION",
-        )

@@ -15,6 +15,7 @@ from sqlalchemy import select, update
 
 from orchestrator_svc import store
 from orchestrator_svc.context import JobContext
+from orchestrator_svc.create_tables import create_tables
 from orchestrator_svc.database import Database
 from orchestrator_svc.grpo.job import run_with
 from orchestrator_svc.grpo.ledger import draws, steps
@@ -23,7 +24,7 @@ from orchestrator_svc.grpo.sampling import Sampling, TemperatureSchedule
 from orchestrator_svc.grpo.settings import EnvironmentSpec, Settings
 from orchestrator_svc.journal import read_events
 from orchestrator_svc.launchers.base import Component, Worker, WorkerPool, WorkerSpec
-from orchestrator_svc.schema import create_tables, jobs
+from orchestrator_svc.schema import jobs
 from surogate.config.job import resolve_job
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.v1 import job_pb2

@@ -14,11 +14,12 @@ import pytest_asyncio
 from sqlalchemy import func, select
 
 from orchestrator_svc import leases, store
+from orchestrator_svc.create_tables import VERSION, create_tables
 from orchestrator_svc.database import Database
 from orchestrator_svc.identity import is_known_dead, make_identity
 from orchestrator_svc.journal import LeaseLostError, read_events, record
 from orchestrator_svc.messages import to_job
-from orchestrator_svc.schema import VERSION, create_tables, events, job_labels, schema_version
+from orchestrator_svc.schema import events, job_labels, schema_version
 from surogate.errors import (
     AlreadyExistsError,
     BusyError,
