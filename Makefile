@@ -15,6 +15,8 @@ STAMP := $(VENV)/.installed-$(ACCELERATOR)
 CONTRACT := build/contract.binpb
 QUICKSTART_DIR ?= outputs/quickstart
 SEED ?= 42
+# Test files that run at once: each may hold a vLLM of 3 GiB.
+JOBS ?= 2
 
 .PHONY: help
 help: ## List the targets
@@ -92,7 +94,7 @@ types: setup ## Type-check with mypy
 
 .PHONY: test
 test: setup ## The tests (unit, contract, end to end), 20 minutes at the most on 2 cores
-	pytest -m "not slow and not gpu"
+	pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu"
 
 .PHONY: test-slow
 test-slow: setup ## The tests that take longer
