@@ -188,7 +188,14 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
 BAD: dict[str, tuple[list[dict[str, Any]] | str | None, dict[str, Any], str, str]] = {
     "missing file": (None, {"type": "text"}, "path", "no file or folder"),
     "empty file": ("", {"type": "text"}, "path", "is empty"),
-    "broken file": ("{not json", {"type": "text"}, "path", "could not be read"),
+    "broken line": ('{"text": "a"}\n\n{not json\n', {"type": "text"}, "path", "a.jsonl:3: is not JSON: "),
+    "line that is no object": ('{"text": "a"}\n["b"]\n', {"type": "text"}, "path", "a.jsonl:2: is list, and a row"),
+    "columns of several kinds": (
+        '{"text": "a"}\n{"text": {"b": 1}}\n',
+        {"type": "text"},
+        "path",
+        "row 2: column `text` holds dict",
+    ),
     "missing column": (TEXTS, {"type": "text", "text_field": "txt"}, "text_field", "`txt`; the columns are text"),
     "missing answers": (
         PAIRS,

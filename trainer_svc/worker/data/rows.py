@@ -13,6 +13,7 @@ from datasets.exceptions import DatasetNotFoundError
 
 from surogate.config.data import Dataset
 from surogate.errors import ConfigError, Violation
+from trainer_svc.worker.data.broken_line import first_broken_line
 from trainer_svc.worker.paths import is_local
 
 FORMATS = {
@@ -214,7 +215,8 @@ def _load(dataset: Dataset, key: str, loaded: str, **options: Any) -> Any:
             f"there is no file or folder {dataset.path}, and it could not be had from the hub: {_cause(error)}",
         ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        cause = _cause(error)
+        files = (Path(file) for named in options.get("data_files", {}).values() for file in named)
+        cause = first_broken_line(files) or _cause(error)
         is_split = "split" in cause.lower() or "instruction format" in cause
         field = "split" if is_split else "subset" if "onfig" in cause else "path"
         raise dataset_error(key, field, f"{dataset.path} could not be read: {cause}") from error
