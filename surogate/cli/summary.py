@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from surogate.cli import units
+from surogate.cli.console import standard_output
 from surogate.cli.progress import PHASES, VALIDATION, Progress
 from surogate.client.jobs import kind_name, state_name, train_keys
 from surogate.telemetry import metrics as names
@@ -25,13 +25,11 @@ _FILES = (
     "model.safetensors",
     "logs",
 )
-_UNFOLDED = 10_000
-"""Columns, more than any line needs."""
 
 
 def print_summary(job: job_pb2.Job, progress: Progress, *, local: bool, console: Console | None = None) -> None:
     """Prints the table of an ended job; `local` says that its folder is on this machine."""
-    console = console or _console()
+    console = console or standard_output()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -42,11 +40,6 @@ def print_summary(job: job_pb2.Job, progress: Progress, *, local: bool, console:
     samples = _samples_table(progress)
     if samples is not None:
         console.print(samples)
-
-
-def _console() -> Console:
-    """Standard output; in a file or a pipe nothing is folded, so that a path stays in one piece."""
-    return Console(width=None if sys.stdout.isatty() else _UNFOLDED)
 
 
 def _rows(job: job_pb2.Job, progress: Progress, local: bool) -> Iterator[tuple[str, str]]:

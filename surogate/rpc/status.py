@@ -38,7 +38,8 @@ _CLASS_OF_CODE = {code.value[0]: cls for cls, code in _CODES}
 _CODE_OF_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 _CONFIG_CLASS = "ConfigError"
 _CLASS_KEY = "class"
-_TOO_LARGE = ("Received message larger than max", "Sent message larger than max")
+_TOO_LARGE = "message larger than max"
+"""In the words of gRPC's C core, Node and Go alike."""
 
 
 def code_of(error: BaseException) -> grpc.StatusCode:
@@ -86,7 +87,7 @@ def from_rpc_error(error: grpc.RpcError) -> errors.SurogateError:
     if rich is not None:
         return from_status(rich)
     code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and any(text in details for text in _TOO_LARGE):
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details.lower():
         return errors.InvalidInputError(
             f"{details}: send less at once, or raise max_message_bytes on both ends", reason="MESSAGE_TOO_LARGE"
         )
