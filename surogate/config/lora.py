@@ -16,6 +16,10 @@ def _as_list(value: Any) -> Any:
 Modules = Annotated[list[Text], BeforeValidator(_as_list), Field(min_length=1)]
 
 
+ALL_LINEAR, EXPERTS = "all", "experts"
+"""What `lora_target_modules` may name beside layers: all linear ones, and the fused weights of a mixture's experts."""
+
+
 class LoraKeys(ConfigModel):
     """Adapters, and which weights are trained without them."""
 
@@ -34,7 +38,10 @@ class LoraKeys(ConfigModel):
     lora_dtype: Annotated[Literal["fp32", "bf16"], spelled({"float32": "fp32", "bfloat16": "bf16"})] = "fp32"
     """Dtype of the adapters while they are trained."""
     lora_target_modules: Modules = Field(["all"])
-    """Names of the linear layers that get adapters, such as q_proj. `all` = every linear layer but the output head."""
+    """Names of the linear layers that get adapters, such as q_proj. `all` = every linear layer but the output head. In
+    a mixture of experts that is neither the router nor the experts' weights, which are one tensor a layer: `experts`
+    beside `all` adapts those too (lora_dropout: 0; not in GRPO, not over several GPUs).
+    """
     train_embeddings: bool = True
     """Train the embeddings too (PT and full fine-tuning); false freezes them. No meaning with LoRA."""
     train_lm_head: bool = True

@@ -130,14 +130,16 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     documents: Documents | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: query [1, H, T, D], key and value [1, K, T, D] → [1, T, H, D]."""
+    """transformers' attention function: query [1, H, T, D], key and value [1, K, T, D] → [1, T, H, D].
+
+    `s_aux[H]` are sinks: scores of a position that every token sees and that has no value (gpt-oss).
+    """
     if documents is None:
         documents = Documents.of([query.shape[2]])
-    if kwargs.get("s_aux") is not None:
-        raise InvalidInputError("models with attention sinks are not supported yet; choose another model")
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]
     if documents.slots is not None and documents.tokens is not None:
         # A padding slot gets no gradient (nothing attends to it and its own output is dropped), so none is lost here.
@@ -148,7 +150,7 @@ def packed_attention(
         q, k, v = (
             x[start : start + size].view(bucket.count, bucket.length, *x.shape[1:]).transpose(1, 2) for x in rows
         )
-        output = _causal_attention(q, k, v, scaling, dropout, sliding_window, softcap)
+        output = _causal_attention(q, k, v, scaling, dropout, sliding_window, softcap, s_aux)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
         start += size
     result = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -165,11 +167,16 @@ def _causal_attention(
     dropout: float,
     sliding_window: int | None,
     softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Causal attention of n sequences: q [n, H, L, D], k and v [n, K, L, D] → [n, H, L, D]."""
+    """Causal attention of n sequences: q [n, H, L, D], k and v [n, K, L, D], sinks [H] → [n, H, L, D].
+
+    With a soft cap or sinks the scores [n, H, L, L] of one batch are made.
+    """
     length, groups = q.shape[2], q.shape[1] // k.shape[1]
     window = sliding_window or length
-    if softcap is None and window >= length:
+    plain = softcap is None and sinks is None
+    if plain and window >= length:
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=groups > 1
         )
@@ -177,12 +184,16 @@ def _causal_attention(
     distance = position[:, None] - position[None, :]
     seen = (distance >= 0) & (distance < window)
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    if softcap is None:
+    if plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling)
     scores = q @ k.transpose(-1, -2) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
-    scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~seen, float("-inf"))
-    weights = F.dropout(scores.float().softmax(-1).to(q.dtype), dropout)
-    return weights @ v
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.float().masked_fill(~seen, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+    weights = scores.softmax(-1)[..., :length].to(v.dtype)
+    return F.dropout(weights, dropout) @ v
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:

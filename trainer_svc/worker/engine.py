@@ -20,6 +20,7 @@ from trainer_svc.worker import determinism, grpo
 from trainer_svc.worker.data.prepare import prepare
 from trainer_svc.worker.export import export_weights
 from trainer_svc.worker.files import remove_leftovers
+from trainer_svc.worker.lora_targets import remark
 from trainer_svc.worker.quantized.state import count_parameters
 from trainer_svc.worker.ranks import Ranks
 from trainer_svc.worker.score import score
@@ -57,6 +58,9 @@ class Engine:
         source = self._resume_from(session, train, folder)
         opened = load_session(kind, train, output_dir, source, self._ranks)
         opened.keep_interval = session.keep_interval
+        left = remark(opened.policy.adapter, train) if opened.policy.adapter is not None else None
+        if left is not None:
+            self._reporter.warning(left)
         total_steps = max(train.max_steps, 0)
         if kind != "grpo":
             data = self._ranks.first_goes_first(

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
+from trainer_svc.worker.lora_targets import adapted_name, bare, is_adapters, targets
 from trainer_svc.worker.modeling import config_error
 from trainer_svc.worker.paths import is_local
 from trainer_svc.worker.quantized.state import decoded_state, weight_of
@@ -36,14 +37,13 @@ def attach(model: PreTrainedModel, train: TrainConfig, *, dropout: float) -> Pef
 
     Base weights are frozen. Raises ConfigError when a name matches no layer.
     """
-    targets = list(train.lora_target_modules)
     torch.manual_seed(train.train_seed)
     config = LoraConfig(
         r=train.lora_rank,
         lora_alpha=train.lora_alpha,
         lora_dropout=dropout,
-        target_modules="all-linear" if "all" in targets else targets,
         task_type="CAUSAL_LM",
+        **targets(model, train, dropout),
     )
     try:
         adapter = get_peft_model(model, config)
@@ -82,7 +82,7 @@ def base_state(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> di
     """The weights under the adapter's layers, by their names in the bare model; of quantised ones what they mean, in
     `dtype`.
     """
-    return {_bare(name): value for name, value in decoded_state(model, dtype).items() if not _is_adapters(name)}
+    return {bare(name): value for name, value in decoded_state(model, dtype).items() if not is_adapters(name)}
 
 
 def merged_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -90,18 +90,18 @@ def merged_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     state = base_state(model)
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            weight = whole(weight_of(module.get_base_layer()))
+            weight = whole(_adapted_weight(module))
             delta = whole(module.get_delta_weight("default").detach())
-            state[f"{name}.weight"] = (weight.float() + delta.float()).contiguous()
+            state[adapted_name(name, module)] = (weight.float() + delta.float()).contiguous()
     return state
 
 
-def _bare(name: str) -> str:
-    return name.replace(".base_layer.", ".")
-
-
-def _is_adapters(name: str) -> bool:
-    return any(part.startswith("lora_") for part in name.split("."))
+def _adapted_weight(module: LoraLayer) -> torch.Tensor:
+    """The weight under an adapter; of a quantised layer what it means."""
+    if isinstance(module, ParamWrapper):
+        weight: torch.Tensor = module.get_param().detach()
+        return weight
+    return weight_of(module.get_base_layer())
 
 
 def config_json(adapter: PeftModel) -> str:

@@ -170,9 +170,13 @@ def add_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> Pre
 
 def _check_tied(adapted: PeftModel) -> None:
     """Raises ValueError where an adapted weight is also another layer's, which would change with it."""
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import LoraLayer, ParamWrapper
 
-    bases = {name: module.get_base_layer() for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
+    bases = {
+        name: module.get_base_layer()
+        for name, module in adapted.named_modules()
+        if isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper)  # experts are shared with nobody
+    }
     own = {id(base) for base in bases.values()}
     elsewhere = {
         weight.data_ptr()

@@ -14,7 +14,8 @@ from surogate.config.lora import BASE_FOLDER
 from surogate.config.train import TrainConfig
 from trainer_svc.worker import lora
 from trainer_svc.worker.base import hand_over_base, save_base
-from trainer_svc.worker.modeling import load_model, quantization_of
+from trainer_svc.worker.lora_targets import adapts_experts
+from trainer_svc.worker.modeling import config_error, load_model, quantization_of
 from trainer_svc.worker.optimizer import Optimizer
 from trainer_svc.worker.policy import Policy
 from trainer_svc.worker.quantized.loading import quantize_layers
@@ -120,6 +121,9 @@ def _load_adapter(
         if quantization is not None:
             quantize_layers(model, quantization)
     adapter = lora.attach(model, train, dropout=0.0 if kind == "grpo" else train.lora_dropout)
+    if adapts_experts(adapter) and (kind == "grpo" or ranks.world_size > 1):
+        where = "in GRPO: inference would not serve them" if kind == "grpo" else "over several GPUs"
+        raise config_error("lora_target_modules", f"names weights of experts, which cannot be adapted {where}")
     if merging:
         adapter.peft_config["default"].base_model_name_or_path = str((output_dir / BASE_FOLDER).resolve())
     if weights is not None:

@@ -1,0 +1,68 @@
+"""Random models of some 50,000 weights of other architectures than the tiny Qwen3, over the same tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.helpers.tiny import EOS, PAD, SPECIAL_TOKENS, VOCAB_SIZE, make_tiny_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256,
+    "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": SPECIAL_TOKENS.index(EOS),
+    "pad_token_id": SPECIAL_TOKENS.index(PAD),
+}  # fmt: skip
+WINDOW = 8
+"""Tokens that a sliding window sees: less than the documents of a test have."""
+
+ARCHITECTURES = ("qwen3", "llama", "gemma2", "gemma3", "mistral", "qwen3-moe", "gpt-oss")
+MIXTURES = ("qwen3-moe", "gpt-oss")
+
+
+def make_model(name: str, folder: Path) -> None:
+    """Makes one and saves it with the tokenizer. Everything random that matters is: sinks and routers too."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(_config(name), dtype=torch.float32)
+        for parameter, weight in model.named_parameters():
+            if parameter.endswith(("sinks", "router.bias", "proj.bias", "_bias", "gate.weight")):
+                torch.nn.init.normal_(weight, std=0.5)
+    model.save_pretrained(folder)
+    make_tiny_tokenizer(folder)
+
+
+def _config(name: str) -> PretrainedConfig:
+    from transformers import (
+        Gemma2Config,
+        Gemma3TextConfig,
+        GptOssConfig,
+        LlamaConfig,
+        MistralConfig,
+        Qwen3Config,
+        Qwen3MoeConfig,
+    )
+
+    experts = {"num_experts_per_tok": 2}
+    if name == "qwen3":
+        return Qwen3Config(**SIZES, tie_word_embeddings=True)
+    if name == "llama":
+        return LlamaConfig(**SIZES)
+    if name == "gemma2":
+        caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
+        return Gemma2Config(**SIZES, **caps, sliding_window=WINDOW, query_pre_attn_scalar=16)
+    if name == "gemma3":
+        kinds = ["sliding_attention", "full_attention"]
+        return Gemma3TextConfig(**SIZES, sliding_window=WINDOW, layer_types=kinds, query_pre_attn_scalar=16)
+    if name == "mistral":
+        return MistralConfig(**SIZES, sliding_window=WINDOW)
+    if name == "qwen3-moe":
+        return Qwen3MoeConfig(**SIZES, **experts, num_experts=4, moe_intermediate_size=24, mlp_only_layers=[1])
+    assert name == "gpt-oss"
+    return GptOssConfig(**SIZES, **experts, num_local_experts=4, sliding_window=WINDOW)

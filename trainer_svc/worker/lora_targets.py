@@ -1,0 +1,90 @@
+"""What an adapter is on: linear layers, and the weights of experts that are one tensor for all experts of a layer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from transformers import PreTrainedModel
+
+from surogate.config.lora import ALL_LINEAR, EXPERTS
+from surogate.config.train import TrainConfig
+from trainer_svc.worker.modeling import config_error
+
+
+def targets(model: PreTrainedModel, train: TrainConfig, dropout: float) -> dict[str, Any]:
+    """The fields of PEFT's configuration that say what is adapted. Raises ConfigError for `experts` where none fit."""
+    names, fused = train.lora_target_modules, _fused_experts(model)
+    modules = [name for name in names if name not in (ALL_LINEAR, EXPERTS)]
+    if ALL_LINEAR in names:
+        modules = _linear_names(model) if fused else "all-linear"  # type: ignore[assignment]
+    if EXPERTS not in names:
+        return {"target_modules": modules}
+    if not fused:
+        raise config_error("lora_target_modules", f"names {EXPERTS}, and {type(model).__name__} has no fused experts")
+    if dropout > 0:
+        raise config_error("lora_dropout", f"must be 0 with {EXPERTS} in lora_target_modules: PEFT has none for them")
+    parameters = {".".join(name.split(".")[-2:]) for name in fused}
+    return {"target_modules": modules, "target_parameters": sorted(parameters)}
+
+
+def adapts_experts(adapter: PeftModel) -> bool:
+    """Whether fused weights of experts have adapters."""
+    return any(isinstance(module, ParamWrapper) for module in adapter.modules())
+
+
+def adapted_name(name: str, module: LoraLayer) -> str:
+    """Name, in the model without adapters, of the weight that `module`, called `name`, adapts."""
+    return bare(f"{name}.{module.parameter_name if isinstance(module, ParamWrapper) else 'weight'}")
+
+
+def bare(name: str) -> str:
+    """A weight's name in the model without adapters. A layer may lie in several wrappers."""
+    return re.sub(r"(\.base_layer)+\.", ".", name)
+
+
+def is_adapters(name: str) -> bool:
+    """Whether a weight is an adapter's own."""
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
+def remark(adapter: PeftModel, train: TrainConfig) -> str | None:
+    """What `all` does not reach in a mixture of experts, for people; None if that is nothing."""
+    model = adapter.get_base_model()
+    if ALL_LINEAR not in train.lora_target_modules or not _fused_experts(model):
+        return None
+    reached = {adapted_name(*item) for item in model.named_modules() if isinstance(item[1], LoraLayer)}
+    embeddings = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    left = {
+        re.sub(r"^.*?\.\d+\.", "", bare(name)).removesuffix(".weight")
+        for name, weight in model.named_parameters()
+        if weight.dim() >= 2 and not name.endswith("bias") and not is_adapters(name) and id(weight) not in embeddings
+        if bare(name) not in reached
+    }
+    hint = "" if EXPERTS in train.lora_target_modules else f"; add {EXPERTS} to adapt the experts' weights"
+    return f"train.lora_target_modules: no adapter is on {', '.join(sorted(left))}{hint}" if left else None
+
+
+def _fused_experts(model: PreTrainedModel) -> list[str]:
+    """Names of weights [experts, …]."""
+    return [name for name, weight in model.named_parameters() if weight.dim() == 3 and ".experts." in name]
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """Last parts of the names of a mixture's linear layers, without the output head, that stay linear layers to PEFT.
+
+    It takes `gate_proj` and the like for names of experts, also where a dense layer is called so.
+    """
+    head = model.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and layer is not head
+    }
+    read = LoraConfig(target_modules=linear)
+    convert_peft_config_for_transformers(read, model, None)
+    return sorted(read.target_modules)
