@@ -115,6 +115,14 @@ quickstart: setup ## Make a small model, pretrain it, fine-tune it, and reinforc
 bench: setup ## The figures of docs/performance.md
 	$(BIN)/python -m tests.bench
 
+.PHONY: images
+images: ## Build the container images: make images VARIANT=gpu REPOSITORY=registry.example.org/team IMAGES="trainer inference"
+	images/build.sh $(IMAGES)
+
+.PHONY: wheels
+wheels: setup ## Collect wheels in images/wheels, so that `make images` needs no package index
+	PYTHON=$(abspath $(BIN)/python) images/wheels.sh images/wheels $(IMAGES)
+
 .PHONY: clean
 clean: ## Remove what was built and cached (not .venv)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache surogate/v1 surogate/internal

@@ -49,6 +49,10 @@ class ServiceSettings(BaseSettings):
     metrics_listen: str = "127.0.0.1:0"
     """Address of the Prometheus metrics (HTTP), HOST:PORT; port 0 takes a free one; empty turns them off."""
 
+    health_listen: str = ""
+    """Address of a second gRPC server that has the health service alone, without TLS: for probes that know no TLS, as
+    those of Kubernetes; empty is none."""
+
     announce_file: Path | None = None
     """File to write {"address", "metrics_address", "pid"} to as JSON, once the server listens."""
 
@@ -91,7 +95,7 @@ class ServiceSettings(BaseSettings):
     drain_delay: float = Field(0.0, ge=0)
     """Seconds between reporting NOT_SERVING and refusing calls after SIGTERM, for load balancers to notice."""
 
-    @field_validator("listen", "metrics_listen")
+    @field_validator("listen", "metrics_listen", "health_listen")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
         host, colon, port = value.rpartition(":")

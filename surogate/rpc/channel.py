@@ -21,6 +21,8 @@ __all__ = ["ClientSecurity", "open_blocking_channel", "open_channel"]
 
 _log = get_logger("rpc")
 _warned: set[str] = set()
+_MANY = ("dns:", "ipv4:", "ipv6:")
+"""Targets that stand for several servers."""
 
 
 def open_channel(
@@ -34,13 +36,18 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """Opens a channel to `target` (HOST:PORT, or any gRPC target). Failed calls raise `SurogateError`s.
 
+    Calls to `dns:///HOST:PORT` go round all the addresses of the name, as a headless Service has them, and calls to
+    `ipv4:HOST:PORT,HOST:PORT` round those.
+
     `idempotent` lists methods (`surogate.v1.JobService/GetJob`) or whole services (`surogate.v1.RewardService`) that
     are retried on UNAVAILABLE, up to 5 attempts with exponential back-off. Calls without a timeout get the default of
     their method: `deadlines` by short name, else the contract's, else `default_deadline` seconds. Security is
     `from_env()` where not given. Raises ConfigError for TLS files that cannot be read.
     """
     security = security or ClientSecurity.from_env()
-    options = _channel_options(security, idempotent=idempotent, max_message_bytes=max_message_bytes)
+    options = _channel_options(
+        security, idempotent=idempotent, max_message_bytes=max_message_bytes, balanced=target.startswith(_MANY)
+    )
     if security.uses_tls:
         inner = grpc.aio.secure_channel(target, security.credentials(), options=options)
     else:
@@ -59,7 +66,11 @@ def open_blocking_channel(target: str, security: ClientSecurity) -> grpc.Channel
 
 
 def _channel_options(
-    security: ClientSecurity, *, idempotent: Sequence[str] = (), max_message_bytes: int = 64 * MIB
+    security: ClientSecurity,
+    *,
+    idempotent: Sequence[str] = (),
+    max_message_bytes: int = 64 * MIB,
+    balanced: bool = False,
 ) -> list[tuple[str, int | str]]:
     options: list[tuple[str, int | str]] = [
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -71,16 +82,17 @@ def _channel_options(
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2_000),
-        ("grpc.service_config", json.dumps(_service_config(idempotent))),
+        ("grpc.service_config", json.dumps(_service_config(idempotent, balanced))),
     ]
     if security.server_name:
         options.append(("grpc.ssl_target_name_override", security.server_name))
     return options
 
 
-def _service_config(idempotent: Sequence[str]) -> dict[str, Any]:
+def _service_config(idempotent: Sequence[str], balanced: bool) -> dict[str, Any]:
+    balancing: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]} if balanced else {}
     if not idempotent:
-        return {}
+        return balancing
     names = [_method_name(method) for method in idempotent]
     policy = {
         "maxAttempts": 5,
@@ -89,7 +101,7 @@ def _service_config(idempotent: Sequence[str]) -> dict[str, Any]:
         "backoffMultiplier": 2.5,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    return {"methodConfig": [{"name": names, "retryPolicy": policy}]}
+    return balancing | {"methodConfig": [{"name": names, "retryPolicy": policy}]}
 
 
 def _method_name(method: str) -> dict[str, str]:

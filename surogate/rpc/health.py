@@ -11,6 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from surogate.errors import DeadlineError, NotFoundError, SurogateError, UnavailableError
 
 SERVICE = "grpc.health.v1.Health"
+"""The health service's own name. It is SERVING as long as the process answers, whatever it does: for liveness probes,
+which must not end a process that loads a model or drains."""
+
 _Status = health_pb2.HealthCheckResponse
 
 
@@ -34,6 +37,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
 
     def status(self, service: str) -> int:
         """The status as health.proto's enum; SERVICE_UNKNOWN for names that were never set."""
+        if service == SERVICE:
+            return int(_Status.SERVING)
         if service and service not in self._serving:
             return int(_Status.SERVICE_UNKNOWN)
         serving = self._serving[service] if service else all(self._serving.values())

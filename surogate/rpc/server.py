@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -39,10 +39,13 @@ class RpcServer:
             settings.default_deadline,
         )
         self._server = grpc.aio.server(interceptors=[_Interceptor(self._guard)], options=_options(settings))
+        self._health_server: grpc.aio.Server | None = None
         self._names: list[str] = []
         self._failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self.address = ""
         """Where the server is reached from its own host, HOST:PORT; empty before `start`."""
+        self.health_address = ""
+        """The same of the server that has the health service alone; empty without one."""
 
     def add(
         self,
@@ -81,6 +84,8 @@ class RpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection([*self._names, health.SERVICE, reflection.SERVICE_NAME], self._server)
         port = self._bind()
+        if self._settings.health_listen:
+            await self._serve_health(self._settings.health_listen)
         await self._server.start()
         self.address = address.reachable(self._settings.listen, port)
         self._warn_if_open()
@@ -97,19 +102,27 @@ class RpcServer:
         self._health.drain()
         self._guard.drain()
         await self._server.stop(grace)
+        if self._health_server is not None:
+            await self._health_server.stop(None)
+
+    async def _serve_health(self, listen: str) -> None:
+        server = grpc.aio.server(interceptors=[_Interceptor(self._guard)], options=_options(self._settings))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        with _told_of("health_listen", listen):
+            port = server.add_insecure_port(listen)
+        await server.start()
+        self._health_server = server
+        self.health_address = address.reachable(listen, port)
 
     def _bind(self) -> int:
         listen = self._settings.listen
-        try:
+        with _told_of("listen", listen):
             if self._settings.tls_cert and self._settings.tls_key:
                 credentials = auth.server_credentials(
                     self._settings.tls_cert, self._settings.tls_key, self._settings.tls_client_ca
                 )
                 return self._server.add_secure_port(listen, credentials)
             return self._server.add_insecure_port(listen)
-        except RuntimeError as error:
-            why = "is the port taken, or the host not one of this machine's?"
-            raise ConfigError.of([Violation("listen", f"cannot listen on {listen}: {why}")]) from error
 
     def _warn_if_open(self) -> None:
         settings = self._settings
@@ -118,6 +131,16 @@ class RpcServer:
             _log.warning(
                 "whoever reaches this address may use this service: set token_file, token_env or tls_client_ca"
             )
+
+
+@contextmanager
+def _told_of(setting: str, listen: str) -> Iterator[None]:
+    """Turns gRPC's error on an address that cannot be used into one that names the setting."""
+    try:
+        yield
+    except RuntimeError as error:
+        why = "is the port taken, or the host not one of this machine's?"
+        raise ConfigError.of([Violation(setting, f"cannot listen on {listen}: {why}")]) from error
 
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:

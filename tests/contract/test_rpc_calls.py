@@ -11,7 +11,7 @@ import pytest
 
 from surogate import errors
 from surogate.config.service import MIB, ServiceSettings
-from surogate.rpc.channel import open_channel
+from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.rpc.server import RpcServer
 from surogate.telemetry import log
 from surogate.v1 import job_pb2, job_pb2_grpc, weights_pb2, weights_pb2_grpc
@@ -206,3 +206,23 @@ async def test_a_second_server_on_a_taken_port_is_a_config_error() -> None:
     async with serving(lambda server: None) as first:
         with pytest.raises(errors.ConfigError, match="listen"):
             await RpcServer(ServiceSettings(listen=first.address)).start()
+
+
+async def test_calls_go_round_all_the_servers_that_a_target_stands_for() -> None:
+    one, other = (Jobs(lambda name: job_pb2.Job(name=name)) for _ in range(2))
+
+    def register(jobs: Jobs) -> Callable[[RpcServer], None]:
+        return lambda server: server.add(job_pb2_grpc.add_JobServiceServicer_to_server, jobs, JOBS)
+
+    async with (
+        serving(register(one)) as first,
+        serving(register(other)) as second,
+        open_channel(f"ipv4:{first.address},{second.address}", ClientSecurity()) as channel,
+    ):
+        stub = job_pb2_grpc.JobServiceStub(channel)
+        while not (one.calls and other.calls):  # the second connection may take a moment longer
+            await stub.GetJob(job_pb2.GetJobRequest(name="x"))
+        one.calls = other.calls = 0
+        for _ in range(10):
+            await stub.GetJob(job_pb2.GetJobRequest(name="x"))
+    assert (one.calls, other.calls) == (5, 5)

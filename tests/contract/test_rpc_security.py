@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from surogate.config.service import ServiceSettings
-from surogate.errors import ConfigError, UnauthenticatedError, UnavailableError
+from surogate.errors import ConfigError, UnauthenticatedError, UnavailableError, UnimplementedError
 from surogate.rpc import health
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.rpc.server import RpcServer
@@ -86,6 +86,30 @@ async def test_probes_need_no_token_and_reflection_does(tmp_path: Path) -> None:
                 await reflect(channel)
         async with open_channel(server.address, ClientSecurity(token="secret")) as channel:
             assert "surogate.v1.JobService" in await reflect(channel)
+
+
+async def test_probes_that_know_no_tls_have_a_port_with_health_alone(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("server")
+    settings = ServiceSettings(
+        tls_cert=pair.cert, tls_key=pair.key, tls_client_ca=authority.cert, health_listen="127.0.0.1:0"
+    )
+    async with serving(register, settings) as server:
+        async with open_channel(server.health_address, ClientSecurity()) as channel:
+            assert await health.is_serving(channel, "surogate.v1.JobService")
+            assert not await health.is_serving(channel, "surogate.v1.NoSuchService")
+            with pytest.raises(UnimplementedError):
+                await get(channel)
+        with pytest.raises(ConfigError, match="health_listen"):
+            await RpcServer(settings.model_copy(update={"health_listen": server.health_address})).start()
+
+
+async def test_a_service_that_is_not_ready_or_drains_is_alive_all_the_same() -> None:
+    async with serving(register) as server, open_channel(server.address, ClientSecurity()) as channel:
+        server.set_serving("surogate.v1.JobService", False)
+        assert not await health.is_serving(channel, "surogate.v1.JobService")
+        assert not await health.is_serving(channel)
+        assert await health.is_serving(channel, health.SERVICE)
 
 
 async def test_a_token_never_gets_into_the_logs(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Prints what the package needs, a requirement a line, so that a layer of them outlives changes of the code.
+
+`requirements.py pyproject.toml EXTRA,EXTRA` prints the dependencies and those of the extras, `--build` in their place
+those of the build.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def of_extra(project: dict[str, Any], extra: str) -> Iterator[str]:
+    """Requirements of an extra; one that names other extras of the package stands for theirs."""
+    optional = project["optional-dependencies"]
+    if extra not in optional:
+        sys.exit(f"pyproject.toml has no extra {extra!r}; it has {', '.join(sorted(optional))}")
+    for requirement in optional[extra]:
+        own = re.fullmatch(rf"{project['name']}\[(.+)\]", requirement)
+        if own is None:
+            yield requirement
+            continue
+        for name in own[1].split(","):
+            yield from of_extra(project, name.strip())
+
+
+def main(path: str, wanted: str) -> None:
+    """Prints them to standard output."""
+    document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    if wanted == "--build":
+        found = document["build-system"]["requires"]
+    else:
+        project = document["project"]
+        found = [*project["dependencies"]]
+        for extra in filter(None, wanted.split(",")):
+            found += of_extra(project, extra)
+    sys.stdout.write("\n".join(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

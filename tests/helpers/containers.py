@@ -1,0 +1,142 @@
+"""Images built and containers run without a daemon: buildah, podman and runc, with a storage of the test's own.
+
+The base image's stand-in is a Debian tree made by debootstrap, so that no image registry is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ("buildah", "podman", "runc", "debootstrap")
+BASE = "localhost/python-stand-in:test"
+VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+_PACKAGES = "python3,python3-venv,ca-certificates,tini,bubblewrap,libnuma1"
+
+# What the manifests demand of every container.
+LOCKED = (
+    "--read-only",
+    "--read-only-tmpfs=false",
+    "--user=10001",
+    "--cap-drop=all",
+    "--security-opt=no-new-privileges",
+    "--tmpfs=/tmp:mode=1777",
+    "--tmpfs=/home/surogate:mode=0700,U",
+)
+
+
+def missing() -> str:
+    """Why images cannot be built here; empty if they can."""
+    absent = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if absent:
+        return f"needs {', '.join(absent)} (Debian packages of these names)"
+    if os.geteuid() != 0:
+        return "needs root: debootstrap and runc make root file systems"
+    if sys.version_info[:2] != (3, 11):
+        return "needs Python 3.11, which is the stand-in's"
+    return ""
+
+
+class Engine:
+    """buildah and podman on a storage in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        conf, storage = folder / "containers.conf", folder / "storage.conf"
+        conf.write_text(
+            '[containers]\ndefault_ulimits = ["nofile=1024:4096", "nproc=4096:4096"]\n'
+            '[engine]\ncgroup_manager = "cgroupfs"\nruntime = "runc"\nevents_logger = "file"\n'
+        )
+        storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/storage"\nrunroot = "{folder}/run"\n')
+        self._environment = os.environ | {
+            "CONTAINERS_CONF": str(conf),
+            "CONTAINERS_STORAGE_CONF": str(storage),
+            "ENGINE": "buildah",
+            "ENGINE_FLAGS": "--isolation chroot",
+            "PYTHON_IMAGE": BASE,
+            "SOURCE_DATE_EPOCH": "1700000000",
+            "REVISION": "test",
+        }
+
+    def run(self, *command: str, timeout: float = 120, check: bool = True, **environment: str) -> str:
+        """Runs a command with this storage; its output, both streams. Raises AssertionError if it fails."""
+        ran = subprocess.run(
+            command,
+            env=self._environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert ran.returncode == 0 or not check, f"{' '.join(command)}: {ran.stdout[-4000:]}"
+        return ran.stdout
+
+    def podman(self, *arguments: str, check: bool = True) -> str:
+        """`podman ARGUMENTS`."""
+        return self.run("podman", *arguments, check=check).strip()
+
+    def make_base(self) -> None:
+        """The stand-in of the base image."""
+        tree = self.folder / "tree"
+        self.run("debootstrap", "--variant=minbase", f"--include={_PACKAGES}", "bookworm", str(tree), timeout=600)
+        packed = self.folder / "tree.tar"
+        self.run("tar", "-C", str(tree), "-cf", str(packed), ".")
+        self.podman("import", str(packed), BASE)
+        shutil.rmtree(tree)
+        packed.unlink()
+
+    def collect_wheels(self, checkout: Path, targets: Sequence[str]) -> None:
+        """`make wheels`, by the Python that runs the tests."""
+        script = checkout / "images" / "wheels.sh"
+        self.run(str(script), "images/wheels", *targets, timeout=600, PYTHON=sys.executable)
+
+    def build(self, checkout: Path, targets: Sequence[str], *flags: str) -> str:
+        """`make images`, without any network: everything comes from the wheels and the base."""
+        more = " ".join(["--isolation", "chroot", *flags])
+        return self.run(str(checkout / "images" / "build.sh"), *targets, timeout=1500, ENGINE_FLAGS=more)
+
+    def start(self, name: str, image: str, *arguments: str, flags: Sequence[str] = (), network: str = "none") -> None:
+        """Starts a container, locked down as the manifests have it."""
+        self.podman("run", "--detach", "--name", name, *LOCKED, f"--network={network}", *flags, image, *arguments)
+
+    def python(self, container: str, program: str) -> str:
+        """Runs a program with the Python of a running container."""
+        return self.podman("exec", container, "python", "-c", program)
+
+    def wait_serving(self, container: str, service: str, port: int = 50051, seconds: float = 120) -> None:
+        """Waits until a service in a container reports SERVING."""
+        program = (
+            "import asyncio\n"
+            "from surogate.rpc.channel import ClientSecurity, open_channel\n"
+            "from surogate.rpc.health import wait_serving\n"
+            "async def main():\n"
+            f"    async with open_channel('127.0.0.1:{port}', ClientSecurity()) as channel:\n"
+            f"        await wait_serving(channel, '{service}', timeout={seconds})\n"
+            "asyncio.run(main())\n"
+        )
+        self.podman("exec", container, "python", "-c", program)
+
+    def stop(self, container: str) -> int:
+        """Asks a container to end; its exit code."""
+        self.podman("stop", "--time=40", container)
+        return int(self.podman("inspect", "--format={{.State.ExitCode}}", container))
+
+    def close(self) -> None:
+        """Removes every container and image, and unmounts what the storage has mounted."""
+        self.podman("rm", "--all", "--force", "--time=2", check=False)
+        self.podman("system", "prune", "--all", "--force", "--volumes", check=False)
+        for attempt in range(5):
+            self.run("buildah", "umount", "--all", check=False)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not self.folder.exists():
+                return
+            time.sleep(attempt)
