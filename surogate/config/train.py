@@ -21,7 +21,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")
 def _trackers(value: Any) -> Any:
     """A list of names without repeats; null for `none`."""
     names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return value
     names = [name for name in dict.fromkeys(names) if name != "none"]
     if "aim" in names:
