@@ -34,6 +34,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+DYING_WORKER = (sys.executable, "-m", "tests.helpers.dying_worker")
+
+
 @pytest.fixture
 async def front(tmp_path: Path) -> AsyncIterator[Front]:
     async with serving(tmp_path, command=WORKER) as front:
@@ -117,3 +120,22 @@ async def test_pretraining_by_itself(front: Front, model: str) -> None:
     assert len(losses) == 8
     assert losses[-1] < losses[0]
     assert (front.output / "model.safetensors").exists()
+
+
+async def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before_it(tmp_path: Path, model: str) -> None:
+    rows = [json.dumps({"text": f"{n} and {n} is {2 * n}. "}) for n in range(40)]
+    train = {**COMMON, "lora": False, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    async with serving(tmp_path, command=DYING_WORKER) as front:
+        (front.output / "data.jsonl").write_text("\n".join(rows))
+        for step in (0, 2):
+            session = await front.ready("pt", model=model, max_steps=4, train={**train, "save_steps": 2})
+            assert (session.step, session.checkpoint_step) == (step, step)
+            assert not [*front.output.glob(".tmp-*")]
+            await front.stub.StartSession(trainer.StartSessionRequest(session_id=ID))
+            ended = await front.until(State.STATE_SUCCEEDED)
+            if step == 0:
+                assert from_status(ended.error).reason == "WORKER_DIED"
+                assert [*front.output.glob(".tmp-checkpoint-4/trainer_state/*.safetensors")]
+                await front.stub.DeleteSession(trainer.DeleteSessionRequest(session_id=ID))
+        assert ended.state == State.STATE_SUCCEEDED
+    assert {path.name for path in front.output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}

@@ -12,33 +12,20 @@ import pytest
 from tests.helpers.tiny import make_tiny_model
 
 LOAD = """
-import json, sys, threading, torch
+import json, sys
 from surogate.config.train import TrainConfig
+from tests.helpers.peak import rise
 from trainer_svc.worker.modeling import load_model
-
-def anonymous():  # memory that is not a file's: the files are mapped, and what is mapped may be dropped at any time
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
 
 def load(folder):
     keys = {"model": folder, "torch_dtype": "float32", "sequence_len": 64}
     return load_model(TrainConfig.model_validate(keys | json.loads(sys.argv[3])))[0]
 
 load(sys.argv[1])  # libraries are loaded, threads are there
-before, highest, done = anonymous(), 0, threading.Event()
-
-def watch():
-    global highest
-    while not done.wait(0.001):
-        highest = max(highest, anonymous())
-
-watcher = threading.Thread(target=watch)
-watcher.start()
-model = load(sys.argv[2])
-done.set()
-watcher.join()
+with rise() as risen:
+    model = load(sys.argv[2])
 kept = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-print(json.dumps({"rise": highest - before, "kept": kept}))
+print(json.dumps({"rise": risen.size, "kept": kept}))
 """
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +119,28 @@ def test_gradients_of_single_logprobs_are_those_of_float64() -> None:
         found, torch.autograd.grad((exact * weights.double()).sum(), [wide, weight]), strict=True
     ):
         torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+STEP = """
+import sys
+from tests.helpers.engine import open_engine, sample
+from tests.helpers.peak import rise
+
+engine, _ = open_engine("grpo", sys.argv[2], {"model": sys.argv[1], "sequence_len": 2048, "lora": False})
+engine.train_step(1, [sample("short", range(4, 24), 1)])  # libraries are loaded, threads are there
+with rise() as risen:
+    engine.train_step(2, [sample("long", [n % 250 + 4 for n in range(2048)], 1)])
+print(risen.size)
+"""
+
+
+def test_a_step_takes_a_small_part_of_the_memory_of_all_logits(tmp_path: Path) -> None:
+    length, vocabulary = 2048, 40_000
+    make_tiny_model(tmp_path / "model", hidden=32, vocab_size=vocabulary, max_position_embeddings=length)
+    ran = subprocess.run(
+        [sys.executable, "-c", STEP, tmp_path / "model", tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    assert int(ran.stdout.split()[-1]) < 4 * length * vocabulary / 4
 
 
 @pytest.mark.parametrize("summed", [True, False])

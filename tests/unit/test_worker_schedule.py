@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import get_scheduler
@@ -31,6 +33,39 @@ def rates(optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.
 
 def ours(schedule: Schedule) -> list[float]:
     return [schedule.factor(step) for step in range(TOTAL)]
+
+
+LONG = 2000
+
+
+@pytest.mark.parametrize("cooldown", [0, 300])
+@pytest.mark.parametrize("final", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["linear", "cosine", "wsd", "constant"])
+def test_whole_runs_are_those_of_torch(kind: str, final: float, cooldown: int) -> None:
+    warmup = 100
+    schedule = schedule_of(kind, LONG, warmup_ratio=warmup / LONG, cooldown_steps=cooldown, final_fraction=final)
+    cooldown = LONG // 10 if kind == "wsd" and not cooldown else cooldown
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))], lr=1.0)
+    middle = LONG - warmup - cooldown
+    falls = kind in ("linear", "cosine")
+    parts: list[Any] = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / warmup),
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, middle, eta_min=final)
+        if kind == "cosine"
+        else torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, final if falls else 1.0, total_iters=middle),
+    ]
+    milestones = [warmup]
+    if cooldown:
+        start, end = (final, 0.0) if falls else (1.0, final)
+        parts.append(torch.optim.lr_scheduler.LinearLR(optimizer, max(start, 1e-300), end, total_iters=cooldown))
+        milestones.append(LONG - cooldown)
+    reference = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones)
+    expected = []
+    for _ in range(LONG):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+    assert [schedule.factor(step) for step in range(LONG)] == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 5])
