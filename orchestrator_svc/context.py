@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator_svc.bell import Bell
 from orchestrator_svc.eta import Eta
 from orchestrator_svc.journal import Happening, record
+from surogate.telemetry import metrics
 from surogate.telemetry.log import get_logger
 from surogate.v1 import job_pb2
 
@@ -140,6 +141,8 @@ class JobContext:
 
     async def running(self, text: str = "training") -> None:
         """Says that training has begun: the job goes from STARTING to RUNNING. Idempotent."""
+        if not self._began:
+            metrics.begin(self.job_id)
         self._began = True
         if self._state == job_pb2.Job.STATE_STARTING:
             self._state = job_pb2.Job.STATE_RUNNING

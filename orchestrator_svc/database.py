@@ -7,6 +7,7 @@ SQLite, reads beside them.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +16,13 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
-from surogate.errors import ConfigError, UnavailableError, Violation
+from orchestrator_svc import metrics
+from surogate.errors import ConfigError, SurogateError, UnavailableError, Violation
 
 T = TypeVar("T")
+
+STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
+"""Reason of the error that is raised when the database does not answer."""
 
 _READERS = 4
 _WRITERS = 4
@@ -62,11 +67,11 @@ class Database:
         Raises:
             UnavailableError: The database does not answer.
         """
-        return await asyncio.shield(self._run(self._writers, self.engine, work))
+        return await asyncio.shield(self._run(self._writers, self.engine, work, "write"))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Runs `work(connection)` in a read-only transaction that sees one state of the database."""
-        return await self._run(self._readers, self._read_engine, work)
+        return await self._run(self._readers, self._read_engine, work, "read")
 
     async def close(self) -> None:
         """Waits for what runs and closes the connections."""
@@ -77,8 +82,23 @@ class Database:
         self._readers.shutdown(wait=True)
         self.engine.dispose()
 
-    def _run(self, pool: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(pool, _transact, engine, work)
+    def _run(
+        self, pool: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T], access: str
+    ) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(pool, _timed, access, engine, work)
+
+
+def _timed(access: str, engine: Engine, work: Callable[[Connection], T]) -> T:
+    start, result = time.perf_counter(), "error"
+    try:
+        done = _transact(engine, work)
+        result = "ok"
+    except SurogateError as error:  # most are the work's own answer: the store did what it should
+        result = "unavailable" if error.reason == STORE_UNAVAILABLE else "ok"
+        raise
+    finally:
+        metrics.STORE_SECONDS.labels(access, result).observe(time.perf_counter() - start)
+    return done
 
 
 def _transact(engine: Engine, work: Callable[[Connection], T]) -> T:
@@ -86,7 +106,7 @@ def _transact(engine: Engine, work: Callable[[Connection], T]) -> T:
         with engine.begin() as connection:
             return work(connection)
     except OperationalError as error:
-        raise UnavailableError(f"the job store does not answer: {error.orig}", reason="STORE_UNAVAILABLE") from error
+        raise UnavailableError(f"the job store does not answer: {error.orig}", reason=STORE_UNAVAILABLE) from error
 
 
 def _tune_sqlite(engine: Engine) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row
 from orchestrator_svc import metrics, store
 from orchestrator_svc.bell import Bell
 from orchestrator_svc.context import JobContext
-from orchestrator_svc.database import Database
+from orchestrator_svc.database import STORE_UNAVAILABLE, Database
 from orchestrator_svc.journal import LeaseLostError, record
 from orchestrator_svc.launchers.base import Launcher, WorkerPool
 from orchestrator_svc.tracking.process import tracking
@@ -23,6 +23,7 @@ from surogate.config.job import resolve_job
 from surogate.errors import CancelledError, InternalError, InvalidInputError, SurogateError, UnavailableError
 from surogate.rpc.status import to_status
 from surogate.telemetry import log
+from surogate.telemetry import metrics as telemetry
 from surogate.v1 import job_pb2
 
 RunJob = Callable[[JobContext, WorkerPool], Awaitable[None]]
@@ -85,9 +86,12 @@ async def run_job(ctx: JobContext, launcher: Launcher, run: RunJob, cancel_secon
     Cancelled by asyncio, it stops the workers and leaves the job as it is in the store.
     """
     with log.bound(job=ctx.job_id):
-        async with tracking(ctx) as tracked:
-            outcome = await _outcome(ctx, launcher, run, cancel_seconds)
-            tracked.how = _State.State.Name(outcome.state).removeprefix("STATE_")
+        try:
+            async with tracking(ctx) as tracked:
+                outcome = await _outcome(ctx, launcher, run, cancel_seconds)
+                tracked.how = _State.State.Name(outcome.state).removeprefix("STATE_")
+        finally:
+            telemetry.forget(ctx.job_id)
         if outcome.state != _State.STATE_SUCCEEDED:
             await launcher.reap(ctx.job_id)
         state = _State.State.Name(outcome.state).removeprefix("STATE_")
@@ -115,7 +119,7 @@ async def _outcome(ctx: JobContext, launcher: Launcher, run: RunJob, cancel_seco
     except SurogateError as error:
         if ctx.cancelled.is_set():
             return _cancelled(error)
-        if isinstance(error, UnavailableError) and error.reason == "STORE_UNAVAILABLE":
+        if isinstance(error, UnavailableError) and error.reason == STORE_UNAVAILABLE:
             raise
         ctx.log.error("job failed", error=str(error), reason=error.reason)
         return _failed(error)

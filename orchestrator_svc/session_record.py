@@ -12,6 +12,7 @@ from orchestrator_svc.context import JobContext
 from orchestrator_svc.journal import Happening
 from orchestrator_svc.metrics_file import MetricsFile, read_metrics
 from orchestrator_svc.plots import plot_lines
+from surogate.telemetry import metrics as telemetry
 from surogate.v1 import job_pb2, trainer_pb2
 
 _VALIDATION = "validation"
@@ -111,6 +112,7 @@ class SessionRecord:
                 step = event.step.step
                 replayed = step <= self.step
                 self.step = max(self.step, step)
+                telemetry.publish(dict(event.step.metrics), job=self._ctx.job_id, step=self.step)
                 return [
                     job_pb2.StepCompleted(
                         step=step, max_steps=self._max_steps, metrics=event.step.metrics, replayed=replayed

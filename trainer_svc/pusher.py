@@ -13,6 +13,7 @@ from surogate.rpc.status import to_status
 from surogate.v1 import trainer_pb2 as trainer
 from surogate.v1 import weights_pb2 as weights
 from surogate.weights.push import PushReport, push
+from trainer_svc import metrics
 from trainer_svc.scratch import Scratch
 
 Export = Callable[[int, str], Awaitable[worker.ExportWeightsReply]]
@@ -58,9 +59,11 @@ class WeightPusher:
                 if isinstance(error, InternalError) and not error.metadata.keys() & set(targets):
                     self._drop_image()  # the image itself is not what it should be: export it anew next time
                     raise
+                metrics.PUSHES.labels("failed").inc(len(targets))
                 return _response(image.manifest, targets, _not_committed(error, targets))
             if len(report.errors) < len(targets):
                 self.committed = max(self.committed, version)
+            _count(report, len(targets), self.committed)
         response = _response(image.manifest, targets, report.errors)
         response.seconds = report.seconds
         response.pause_seconds = report.pause_seconds
@@ -99,6 +102,15 @@ def _not_committed(error: SurogateError, targets: Sequence[str]) -> dict[str, Su
     innocent = FailedPreconditionError(f"nothing was committed, the old version serves: {error}", reason="PUSH_ABORTED")
     named = [target for target in targets if target in error.metadata] or list(targets)
     return {target: error if target in named else innocent for target in targets}
+
+
+def _count(report: PushReport, targets: int, committed: int) -> None:
+    taken = targets - len(report.errors)
+    metrics.PUSHES.labels("committed").inc(taken)
+    metrics.PUSHES.labels("failed").inc(len(report.errors))
+    metrics.PUSH_BYTES.inc(report.num_bytes * taken)
+    metrics.PUSH_SECONDS.observe(report.seconds)
+    metrics.POLICY_VERSION.set(committed)
 
 
 def _response(

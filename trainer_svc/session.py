@@ -13,6 +13,7 @@ from surogate.rpc.status import to_status
 from surogate.telemetry import metrics
 from surogate.telemetry.log import bind_process, get_logger
 from surogate.v1 import trainer_pb2 as trainer
+from trainer_svc import metrics as own
 from trainer_svc.events import EventLog
 from trainer_svc.pusher import Push, WeightPusher
 from trainer_svc.samples import StepLimits, StepSamples
@@ -196,7 +197,8 @@ class TrainingSession:
     async def _checkpoint(self, step: int, final: bool) -> trainer.TrainerCheckpoint:
         async with self._turn:
             self._require_step(step, "checkpoint")
-            reply = await self._ask(worker.WorkerCommand(checkpoint=worker.CheckpointCommand(final=final)))
+            with own.CHECKPOINT_SECONDS.time():
+                reply = await self._ask(worker.WorkerCommand(checkpoint=worker.CheckpointCommand(final=final)))
         self._on_checkpoint(reply.checkpoint)
         return reply.checkpoint
 
@@ -259,12 +261,13 @@ class TrainingSession:
     def _on_step(self, step: trainer.TrainerStep) -> None:
         self._session.step = step.step
         bind_process(step=step.step)
-        metrics.publish(step.metrics, job=self.id)
+        metrics.publish(step.metrics, job=self.id, step=step.step)
         self.events.add(trainer.SessionEvent(step=step))
 
     def _on_checkpoint(self, checkpoint: trainer.TrainerCheckpoint) -> None:
         self._session.checkpoint = checkpoint.path
         self._session.checkpoint_step = checkpoint.step
+        own.CHECKPOINT_STEP.set(checkpoint.step)
         self.events.add(trainer.SessionEvent(checkpoint=checkpoint))
 
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:

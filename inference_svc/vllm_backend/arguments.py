@@ -37,7 +37,7 @@ def engine_arguments(options: EngineOptions, files: ModelFiles | None) -> AsyncE
         "seed": options.seed or 0,
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": 1,
-        "disable_log_stats": True,
+        "disable_log_stats": False,  # its queue and its times are among our metrics
         "weight_transfer_config": {"backend": WEIGHT_BACKEND},
         "worker_extension_cls": "inference_svc.vllm_backend.worker.WorkerExtension",
         "hf_overrides": _rope_override(options.rope_scaling),

@@ -10,6 +10,7 @@ from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.replicas import Replica, Replicas
 from orchestrator_svc.grpo.trainer import Trainer
 from surogate.errors import SurogateError, UnimplementedError
+from surogate.telemetry.metrics import CANARY_DIFF
 from surogate.v1 import inference_pb2, trainer_pb2
 
 INTERVAL = 50
@@ -17,8 +18,6 @@ INTERVAL = 50
 
 ALARM = 0.5
 """Largest difference of a logprob that may be rounding: bfloat16 gives up to about 0.1 on single tokens."""
-
-METRIC = "canary/max_abs_diff"
 
 
 class Canary:
@@ -58,7 +57,7 @@ class Canary:
                 "sampled from another policy than the one that is trained",
                 component="inference",
             )
-        return {METRIC: worst}
+        return {CANARY_DIFF: worst}
 
     @staticmethod
     async def _logprobs(

@@ -23,6 +23,7 @@ from orchestrator_svc.grpo.scoring import Scorer
 from orchestrator_svc.grpo.tasks import unless
 from orchestrator_svc.grpo.trainer import Trainer
 from surogate.errors import CancelledError
+from surogate.telemetry import metrics as names
 from surogate.v1 import trainer_pb2
 
 
@@ -108,7 +109,7 @@ class GrpoLoop:
             trained=pushed_from - trained_from,
             pushed=now - pushed_from,
             total=now - started,
-            tokens=said.get("tokens/trained", 0.0),
+            tokens=said.get(names.TOKENS_TRAINED, 0.0),
         )
         await self._reporter.step(step, said, pushed)
 
@@ -119,7 +120,7 @@ class GrpoLoop:
             return prepared, await self._ledger.metrics(step)
         batch = await unless(self._ctx.cancelled, self._ahead.take(step))
         samples = self._weighed(batch)
-        said = {**batch_metrics(batch), "tokens/trained": float(trained_tokens(batch.groups))}
+        said = {**batch_metrics(batch), names.TOKENS_TRAINED: float(trained_tokens(batch.groups))}
         moves = self._book.pools.classify(batch.scored)
         await self._reporter.store(batch)
         await self._ledger.prepare(step, samples, said, batch.groups, batch.dropped, moves)

@@ -22,9 +22,9 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     values = rollout_metrics(rollouts) | {
         names.GROUPS_ZERO_SIGNAL: float(causes[Cause.ZERO_SIGNAL]),
         names.POLICY_LAG: float(np.mean(lags)),
-        "policy/lag_max": float(max(lags)),
-        "groups/trained": float(len(batch.groups)),
-        "temperature": batch.temperature,
+        names.POLICY_LAG_MAX: float(max(lags)),
+        names.GROUPS_TRAINED: float(len(batch.groups)),
+        names.TEMPERATURE: batch.temperature,
         names.TIME_GENERATE: batch.generating.seconds,
         names.TIME_SCORE: batch.scoring.seconds,
     }

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from orchestrator_svc import metrics as own
 from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.batch import Batch
 from orchestrator_svc.grpo.evaluate import Evaluation, shown
@@ -68,7 +69,11 @@ class Reporter:
             await self._ctx.notice(f"the rollouts of step {batch.step} could not be stored: {error}")
 
     async def batch(self, batch: Batch) -> None:
-        """Says what went wrong while a batch was collected, and shows some of it from time to time."""
+        """Counts what was collected, says what went wrong meanwhile, and shows some of it from time to time."""
+        own.GROUPS.labels(self._ctx.job_id, "trained").inc(len(batch.groups))
+        own.ROLLOUTS.labels(self._ctx.job_id).inc(sum(len(group.rollouts) for group in batch.groups))
+        for cause, count in batch.causes.items():
+            own.GROUPS.labels(self._ctx.job_id, cause).inc(count)
         if batch.broken or batch.problems:
             details = [*(drop.detail for drop in batch.dropped if drop.detail), *batch.problems]
             await self._ctx.notice(
@@ -89,7 +94,8 @@ class Reporter:
         ]
         values = dict(metrics)
         if pushed is not None:
-            values |= {"push/bytes": float(pushed.num_bytes), "push/pause": pushed.pause_seconds}
+            values[telemetry.STEP_PUSH_BYTES] = float(pushed.num_bytes)
+            values[telemetry.STEP_PUSH_PAUSE] = pushed.pause_seconds
             happenings.append(
                 job_pb2.WeightsPushed(
                     policy_version=pushed.version,
@@ -102,7 +108,8 @@ class Reporter:
         await self._ctx.emit(*happenings, also=self._ledger.mark_pushed(step, values))
         self._steps[step] = values
         await self._append({step: values})
-        telemetry.publish(values, job=self._ctx.job_id)
+        telemetry.publish(values, job=self._ctx.job_id, step=step)
+        self._show_replicas(step)
 
     async def replayed(self, step: int, metrics: Mapping[str, float]) -> None:
         """The trainer has trained a step again."""
@@ -141,6 +148,12 @@ class Reporter:
                 f"failure: {outcome.problem}"
             )
         await self.plot()
+
+    def _show_replicas(self, step: int) -> None:
+        """How far each replica is behind the version of `step`."""
+        for worker in self._ctx.pool.workers if self._ctx.pool else ():
+            if worker.component == "inference":
+                own.REPLICA_LAG.labels(self._ctx.job_id, worker.name).set(max(step - worker.policy_version, 0))
 
     async def _append(self, steps: Mapping[int, Mapping[str, float]]) -> None:
         if self._file is not None:

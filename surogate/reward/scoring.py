@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from surogate.errors import DeadlineError, UnavailableError
+from surogate.reward import metrics
 from surogate.reward.base import AnyEnvironment
 from surogate.reward.composite import Composite
 from surogate.reward.lane import AsyncCall, Lane
@@ -41,6 +42,7 @@ class ScoringPool:
         self._abandoned: set[_Run | AsyncCall] = set()
         self._lane = Lane()
         self._room: dict[str, asyncio.Semaphore] = {}
+        metrics.HUNG.set_function(lambda: self.abandoned)
 
     @property
     def abandoned(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from surogate.errors import InvalidInputError
+from surogate.reward import metrics
 from surogate.reward.base import AnyEnvironment, Split
 from surogate.reward.outcome import Outcome
 from surogate.reward.registry import Registry
@@ -52,7 +53,12 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         args = environment.parse(from_struct(request.args))
         if not 1 <= len(request.rollouts) <= self._max_group:
             raise InvalidInputError(f"a group has 1 to {self._max_group} rollouts, not {len(request.rollouts)}")
-        outcomes = await self._pool.score(environment, args, request.example, request.rollouts, self._timeout(request))
+        timeout = self._timeout(request)
+        with metrics.GROUPS_IN_FLIGHT.track_inprogress(), metrics.GROUP_SECONDS.labels(environment.id).time():
+            outcomes = await self._pool.score(environment, args, request.example, request.rollouts, timeout)
+        scored = sum(isinstance(outcome, reward_pb2.Score) for outcome in outcomes)
+        metrics.ROLLOUTS.labels(environment.id, "scored").inc(scored)
+        metrics.ROLLOUTS.labels(environment.id, "failed").inc(len(outcomes) - scored)
         results = [_result(item.rollout_id, out) for item, out in zip(request.rollouts, outcomes, strict=True)]
         return reward_pb2.ScoreRolloutsResponse(results=results)
 

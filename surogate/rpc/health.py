@@ -9,6 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from surogate.errors import DeadlineError, NotFoundError, SurogateError, UnavailableError
+from surogate.telemetry import metrics
 
 SERVICE = "grpc.health.v1.Health"
 """The health service's own name. It is SERVING as long as the process answers, whatever it does: for liveness probes,
@@ -67,6 +68,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
             await changed.wait()
 
     def _notify(self) -> None:
+        for service in self._serving:
+            serving = self.status(service) == _Status.SERVING
+            metrics.RPC_SERVING.labels(service).set(int(serving))
         self._changed.set()
         self._changed = asyncio.Event()
 

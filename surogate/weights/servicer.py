@@ -9,8 +9,8 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from surogate.errors import InvalidInputError
-from surogate.telemetry import metrics
 from surogate.v1 import weights_pb2, weights_pb2_grpc
+from surogate.weights import metrics
 from surogate.weights.staging import Commit, Staging, Update
 
 SERVICE = "surogate.v1.WeightUpdateService"
@@ -46,7 +46,7 @@ class WeightUpdateServicer(weights_pb2_grpc.WeightUpdateServiceServicer):
                 await self._staging.write(update, request.offset, request.data, request.xxh3)
         if update is None:
             raise InvalidInputError("update_id: the stream had no message")
-        metrics.PUSH_SECONDS.labels("upload").observe(time.perf_counter() - start)
+        metrics.UPDATE_SECONDS.labels("upload").observe(time.perf_counter() - start)
         return (await self._staging.finish(update, staged_by_caller=staged_by_caller)).to_proto()
 
     async def CommitWeightUpdate(  # noqa: N802

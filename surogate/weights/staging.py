@@ -28,9 +28,9 @@ from surogate.errors import (
     OutOfRangeError,
     SurogateError,
 )
-from surogate.telemetry import metrics
 from surogate.telemetry.log import get_logger
 from surogate.v1 import weights_pb2
+from surogate.weights import metrics
 from surogate.weights.manifest import check_manifest, fingerprint
 from surogate.weights.memory import SHM, ImageFile, MemoryDirectory
 from surogate.weights.ranges import RangeSet
@@ -166,7 +166,7 @@ class Staging:
             await file.in_thread(file.write, offset, data)
         update.received.add(offset, end)
         update.expires = time.time() + self._ttl
-        metrics.PUSH_BYTES.inc(len(data))
+        metrics.RECEIVED_BYTES.inc(len(data))
 
     async def finish(self, update: Update, *, staged_by_caller: bool = False) -> Update:
         """Verifies the image once all of it has arrived; before that it changes nothing."""
@@ -273,7 +273,7 @@ class Staging:
             raise
         if update.state == State.STATE_UPLOADING:
             update.state = State.STATE_STAGED
-        metrics.PUSH_SECONDS.labels("verify").observe(time.perf_counter() - start)
+        metrics.UPDATE_SECONDS.labels("verify").observe(time.perf_counter() - start)
 
     async def _commit(self, update: Update, swap: Commit) -> None:
         start = time.perf_counter()
@@ -291,8 +291,8 @@ class Staging:
         else:
             update.state, self._failed = State.STATE_COMMITTED, False
             self.served_version = update.manifest.version
-            metrics.PUSH_SECONDS.labels("commit").observe(time.perf_counter() - start)
-            metrics.PUSH_SECONDS.labels("pause").observe(update.pause.total_seconds())
+            metrics.UPDATE_SECONDS.labels("commit").observe(time.perf_counter() - start)
+            metrics.UPDATE_SECONDS.labels("pause").observe(update.pause.total_seconds())
         finally:
             self._end(update)
 

@@ -43,7 +43,7 @@ async def test_a_started_service_announces_itself_and_answers(tmp_path: Path) ->
         assert job.name == f"jobs/{service.announcement.pid}"
         url = f"http://{service.announcement.metrics_address}/metrics"
         text = (await asyncio.to_thread(lambda: urllib.request.urlopen(url).read())).decode()
-    assert f'surogate_rpc_seconds_count{{code="OK",method="GetJob",service="{JOBS}"}} 1.0' in text
+    assert f'surogate_rpc_server_seconds_count{{code="OK",method="GetJob",service="{JOBS}"}} 1.0' in text
     assert service.process.returncode == 0
 
 

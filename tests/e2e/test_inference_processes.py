@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -56,6 +58,15 @@ async def test_two_replicas_serve_the_same_version_after_a_push_that_reached_onl
         assert one.token_ids == other.token_ids
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
     assert [span.policy_version for span in answers[0].completions[0].policy_spans] == [1]
+
+
+async def test_the_queue_of_vllm_is_among_the_metrics(two: tuple[Replica, Replica]) -> None:
+    await two[0].generate(PROMPT, 2, max_tokens=8)
+    url = f"http://{two[0].process.announcement.metrics_address}/metrics"
+    text = (await asyncio.to_thread(lambda: urllib.request.urlopen(url).read())).decode()
+    for name in ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"):
+        assert re.search(rf"^{name}\{{.*\}} 0\.0", text, re.M), name
+    assert float(re.findall(r"^vllm:generation_tokens_total\{.*\} (\S+)", text, re.M)[0]) >= 16
 
 
 async def test_sigterm_lets_requests_finish_and_kill_takes_the_engine_along(two: tuple[Replica, Replica]) -> None:

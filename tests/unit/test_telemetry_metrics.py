@@ -31,13 +31,23 @@ def test_constants_and_vocabulary_are_the_same_names() -> None:
     assert constants == set(metrics.VOCABULARY)
 
 
+def test_names_end_with_their_unit_once() -> None:
+    assert metrics.prometheus_name(metrics.TIME_TRAIN) == "surogate_step_time_train_seconds"
+    assert metrics.prometheus_name(metrics.PEAK_BYTES) == "surogate_step_memory_peak_bytes"
+    assert metrics.prometheus_name(metrics.REWARD_MEAN) == "surogate_step_reward_mean"
+
+
 def test_step_metrics_are_gauges_by_job_until_it_is_forgotten() -> None:
-    metrics.publish({metrics.REWARD_MEAN: 0.5, "env/arithmetic/reward": 1.0, metrics.LOSS: math.nan}, job="a")
-    assert 'surogate_reward_mean{job="a"} 0.5' in shown()
-    assert 'surogate_env_arithmetic_reward{job="a"} 1.0' in shown()
-    assert 'surogate_loss{job="a"}' not in shown()
+    values = {metrics.REWARD_MEAN: 0.5, "env/arithmetic/reward": 1.0, metrics.LOSS: math.nan}
+    metrics.begin("a")
+    metrics.publish(values, job="a", step=3)
+    assert 'surogate_step_reward_mean{job_id="a"} 0.5' in shown()
+    assert 'surogate_step_value{job_id="a",name="env/arithmetic/reward"} 1.0' in shown()
+    assert 'surogate_step_number{job_id="a"} 3.0' in shown()
+    assert 'surogate_step_last_timestamp_seconds{job_id="a"}' in shown()
+    assert 'surogate_step_loss_nats{job_id="a"}' not in shown()
     metrics.forget("a")
-    assert 'job="a"' not in shown()
+    assert 'job_id="a"' not in shown()
 
 
 def test_metrics_are_served_over_http() -> None:

@@ -18,7 +18,6 @@ from trainer_svc.worker.loss import LossMetrics, policy_loss
 from trainer_svc.worker.packing import efficiency, pack
 from trainer_svc.worker.plan import join_rows
 from trainer_svc.worker.session import TrainingSession
-from trainer_svc.worker.supervised import PACKING_EFFICIENCY
 from trainer_svc.worker_protocol import Reporter
 
 
@@ -64,7 +63,7 @@ def train_step(
         names.ENTROPY: entropy / totals.tokens,
         names.TOKENS_PER_SECOND: sum(lengths) / seconds,
         names.TIME_TRAIN: seconds,
-        PACKING_EFFICIENCY: efficiency(lengths, rows, session.train.sequence_len),
+        names.PACKING_EFFICIENCY: efficiency(lengths, rows, session.train.sequence_len),
     }
 
 

@@ -13,12 +13,6 @@ from trainer_svc.worker.session import TrainingSession
 MAX_BAD_STEPS = 3
 """So many steps in a row without a finite gradient fail the session."""
 
-SKIPPED = "update/skipped"
-"""1 in a step whose update was thrown away because its gradient was not finite."""
-
-MEMORY = "memory/peak_bytes"
-"""Largest resident size of the training process so far."""
-
 
 def finish_step(session: TrainingSession, loss: float, warn: Callable[[str], None]) -> dict[str, float]:
     """Makes the optimiser step from the gradients that are there, counts it, and returns its metrics.
@@ -34,8 +28,8 @@ def finish_step(session: TrainingSession, loss: float, warn: Callable[[str], Non
         names.LOSS: loss,
         names.GRAD_NORM: outcome.grad_norm,
         names.LEARNING_RATE: outcome.learning_rate,
-        SKIPPED: 0.0 if outcome.applied else 1.0,
-        MEMORY: float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+        names.UPDATE_SKIPPED: 0.0 if outcome.applied else 1.0,
+        names.PEAK_BYTES: float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
     }
 
 

@@ -23,8 +23,6 @@ from trainer_svc.worker_protocol import Reporter
 
 EVAL_LOSS = "eval/loss"
 EVAL_PERPLEXITY = "eval/perplexity"
-EPOCH = "epoch"
-PACKING_EFFICIENCY = "packing/efficiency"
 
 
 class SupervisedRun:
@@ -99,8 +97,8 @@ class SupervisedRun:
             **found,
             names.TOKENS_PER_SECOND: tokens / seconds,
             names.TIME_TRAIN: seconds,
-            EPOCH: self._plan.epoch(session.step),
-            PACKING_EFFICIENCY: self._plan.efficiency,
+            names.EPOCH: self._plan.epoch(session.step),
+            names.PACKING_EFFICIENCY: self._plan.efficiency,
         }
 
     def _read(self, step: int) -> list[list[Document]]:
