@@ -48,6 +48,7 @@ class JobContext:
         pool: The job's workers, once opened: what GetJob shows of them.
         owner: The orchestrator that must hold the job's lease for a write to be done.
         bell: Wakes those who watch the job.
+        uid: Tells the job from an earlier one of the same id.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class JobContext:
         resumed: bool = False,
         step: int = 0,
         state: Mapping[str, Any] | None = None,
+        uid: str = "",
     ) -> None:
         self.job_id = job_id
+        self.uid = uid
         self.config = config
         self.output_dir = output_dir
         self.database = database

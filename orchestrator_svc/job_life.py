@@ -61,6 +61,7 @@ async def open_context(row: Row[Any], database: Database, owner: str, bell: Bell
         resumed=resumed,
         step=row.step,
         state=row.runner_state,
+        uid=store.digest(row.job_id, row.create_time)[:16],
     )
     text = "starting its workers again" if resumed else "starting its workers"
     event = job_pb2.StateChanged(state=_State.STATE_STARTING, status_message=text)
@@ -112,14 +113,16 @@ async def _outcome(ctx: JobContext, launcher: Launcher, run: RunJob, cancel_seco
         ctx.pool = pool
         try:
             await _run_or_cancel(ctx, pool, run, cancel_seconds)
-        finally:
-            await pool.stop()
+        except BaseException as error:
+            await (pool.release() if _goes_on(error) else pool.stop())
+            raise
+        await pool.stop()
     except LeaseLostError:
         raise
     except SurogateError as error:
         if ctx.cancelled.is_set():
             return _cancelled(error)
-        if isinstance(error, UnavailableError) and error.reason == STORE_UNAVAILABLE:
+        if _goes_on(error):
             raise
         ctx.log.error("job failed", error=str(error), reason=error.reason)
         return _failed(error)
@@ -155,6 +158,13 @@ async def _run_or_cancel(ctx: JobContext, pool: WorkerPool, run: RunJob, cancel_
 async def _finish(database: Database, bell: Bell, job_id: str, owner: str, outcome: Outcome) -> None:
     await database.write(lambda c: store.end(c, job_id, owner, outcome.state, outcome.message, outcome.error))
     bell.ring(job_id)
+
+
+def _goes_on(error: BaseException) -> bool:
+    """Whether the job will be gone on with, by the next orchestrator or when the store is back."""
+    if isinstance(error, UnavailableError):
+        return error.reason == STORE_UNAVAILABLE
+    return isinstance(error, asyncio.CancelledError | LeaseLostError)
 
 
 def _failed(error: SurogateError) -> Outcome:

@@ -40,7 +40,8 @@ async def lifespan(server: RpcServer, settings: OrchestratorSettings) -> AsyncIt
     try:
         await database.write(create_tables)
         bell = Bell()
-        runner = JobRunner(settings, database, make_launcher(settings), _runs(settings), bell)
+        launcher = make_launcher(settings)
+        runner = JobRunner(settings, database, launcher, _runs(settings), bell)
         servicer = JobServicer(settings, database, runner, bell)
         server.add(job_pb2_grpc.add_JobServiceServicer_to_server, servicer, SERVICE)
         runner.start()
@@ -48,5 +49,6 @@ async def lifespan(server: RpcServer, settings: OrchestratorSettings) -> AsyncIt
             yield
         finally:
             await runner.stop()
+            await launcher.close()
     finally:
         await database.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator_svc.settings import OrchestratorSettings
 from surogate.errors import SurogateError
 from surogate.telemetry.log import get_logger
 
+SWEEP_SECONDS = 60.0
 _log = get_logger("orchestrator")
 
 
@@ -57,6 +58,7 @@ class JobRunner:
         self._tasks = [
             asyncio.create_task(self._forever(self._take_jobs), name="take-jobs"),
             asyncio.create_task(self._forever(self._keep_leases), name="keep-leases"),
+            asyncio.create_task(self._sweep(), name="sweep"),
         ]
 
     def wake(self) -> None:
@@ -85,6 +87,18 @@ class JobRunner:
                 _log.error("the store failed; trying again", error=str(error))
                 await asyncio.sleep(1.0)
             await self._pause(woken=once == self._take_jobs)
+
+    async def _sweep(self) -> None:
+        """Has the launcher free, now and then, what ended jobs may have left behind."""
+        while True:
+            try:
+                await self._launcher.sweep(self._active)
+            except SurogateError as error:
+                _log.warning("cannot look for what ended jobs have left", error=str(error))
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _active(self) -> Set[str]:
+        return await self._database.read(store.active_ids)
 
     async def _pause(self, woken: bool) -> None:
         seconds = self._settings.lease_seconds / 3

@@ -22,13 +22,14 @@ from orchestrator_svc.bell import Bell
 from orchestrator_svc.custom_code import check_allowed
 from orchestrator_svc.database import Database
 from orchestrator_svc.journal import read_events
+from orchestrator_svc.launchers.kubernetes.policy import check_cluster
 from orchestrator_svc.messages import ENDED, KINDS, to_job
 from orchestrator_svc.paths import check_paths, output_dir_of
 from orchestrator_svc.replace_reward import check_service, wanted_service
 from orchestrator_svc.reward_services import replace_service
 from orchestrator_svc.runner import JobRunner
 from orchestrator_svc.settings import OrchestratorSettings
-from surogate.config.job import resolve_job
+from surogate.config.job import AnyJob, resolve_job
 from surogate.errors import InvalidInputError, OutOfRangeError, Violation
 from surogate.structs import from_struct
 from surogate.v1 import job_pb2, job_pb2_grpc
@@ -159,6 +160,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         if resolved.kind == "grpo" and resolved.orch.advantage.import_path:
             path = resolved.orch.advantage.import_path
             check_allowed(path, self._settings.custom_modules, "orch.advantage.import_path")
+        warnings = [*resolved.warnings, *self._check_cluster(resolved)]
         job_id = request.job_id or make_job_id(resolved.kind)
         config = resolved.to_dict()
         _anchor_checkpoints(config, root)
@@ -166,13 +168,22 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             job_id=job_id,
             kind=KINDS[resolved.kind],
             config=config,
-            warnings=list(resolved.warnings),
+            warnings=warnings,
             labels=dict(request.labels),
             output_dir=str(output_dir_of(given, resolved, root, job_id)),
             request_id=request.request_id,
             request_digest=request_digest,
             max_steps=max(0, resolved.train.max_steps),
         )
+
+    def _check_cluster(self, job: AnyJob) -> list[str]:
+        """Makes sure that the job asks for nothing that it may not have; returns what its author should know."""
+        if job.cluster is None:
+            return []
+        if self._settings.launcher != "kubernetes":
+            return [f"cluster: has no effect here: the launcher is {self._settings.launcher}, not kubernetes"]
+        check_cluster(job.cluster, self._settings)
+        return []
 
 
 def job_id_of(name: str) -> str:

@@ -19,8 +19,9 @@ class OrchestratorSettings(ServiceSettings):
     store_url: str = "sqlite:///surogate-jobs.db"
     """SQLAlchemy URL of the job store: sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME."""
 
-    launcher: Literal["local", "static"] = "local"
-    """Where jobs get their workers: local starts child processes, static uses the addresses given here."""
+    launcher: Literal["local", "static", "kubernetes"] = "local"
+    """Where jobs get their workers: local starts child processes, static uses the addresses given here, kubernetes
+    starts pods."""
 
     trainer_address: str | None = None
     """Static launcher: address of the trainer, HOST:PORT."""
@@ -29,10 +30,60 @@ class OrchestratorSettings(ServiceSettings):
     """Static launcher: addresses of the inference replicas. A job's orch.client.base_url comes before them."""
 
     reward_address: str | None = None
-    """Static launcher: address of the reward service."""
+    """Static and Kubernetes launcher: address of the reward service. Without it, Kubernetes starts one for each job."""
 
     worker_wait: float = Field(300.0, gt=0)
-    """Static launcher: seconds to wait for a worker that is away before the job fails."""
+    """Static workers: seconds to wait for one that is away before the job fails."""
+
+    namespace: str = "surogate"
+    """Kubernetes launcher: namespace of the jobs' pods."""
+
+    kubeconfig: Path | None = None
+    """Kubernetes launcher: file that says where the cluster is. Unset is its account as a pod, or the usual file."""
+
+    instance: str = "surogate"
+    """Kubernetes launcher: name of this installation, on the labels of all that it makes. Two with stores of their own
+    in one namespace need two names."""
+
+    pod_templates: Path = Path("/etc/surogate/pod-templates")
+    """Kubernetes launcher: folder of trainer.yaml, inference.yaml and reward.yaml, the pods of each component."""
+
+    worker_addresses: Literal["ip", "dns"] = "ip"
+    """Kubernetes launcher: how workers are called: by the pod's address, or by its name, for TLS certificates."""
+
+    gpu_resource: str = "nvidia.com/gpu"
+    """Kubernetes launcher: resource that GPUs are counted by."""
+
+    api_patience: float = Field(300.0, gt=0)
+    """Kubernetes launcher: seconds for which calls are tried again while the API server is away."""
+
+    allowed_images: list[str] = Field(default_factory=list)
+    """Images, as patterns with *, that jobs may name in cluster.*.image and env[].image. They run with the tokens and
+    certificates of the component's template (env[].image: without)."""
+
+    allowed_secrets: list[str] = Field(default_factory=list)
+    """Secrets that jobs may read into environment variables: NAME, or NAME/KEY, as patterns with *."""
+
+    allowed_claims: list[str] = Field(default_factory=list)
+    """PersistentVolumeClaims that jobs may mount, as patterns with *."""
+
+    allowed_config_maps: list[str] = Field(default_factory=list)
+    """ConfigMaps that jobs may mount, as patterns with *."""
+
+    allowed_mount_roots: list[str] = Field(default_factory=lambda: ["/data", "/models", "/outputs"])
+    """Folders below which jobs may mount volumes."""
+
+    allowed_queues: list[str] = Field(default_factory=lambda: ["*"])
+    """Kueue queues that jobs may wait in, as patterns with *."""
+
+    allowed_priority_classes: list[str] = Field(default_factory=list)
+    """PriorityClasses that jobs may take, as patterns with *."""
+
+    allowed_node_labels: list[str] = Field(default_factory=lambda: ["*"])
+    """Labels, as patterns with *, by which jobs may choose nodes."""
+
+    allowed_tolerations: list[str] = Field(default_factory=lambda: ["nvidia.com/gpu"])
+    """Taints, as patterns with *, that jobs may tolerate."""
 
     output_root: Path | None = None
     """Folder that relative output_dir keys start from; unset is the folder the orchestrator runs in. A job that sets no
@@ -55,7 +106,7 @@ class OrchestratorSettings(ServiceSettings):
     """Jobs that may wait; more are refused with RESOURCE_EXHAUSTED."""
 
     max_worker_restarts: int = Field(3, ge=0)
-    """Local launcher: restarts of one worker within ten minutes before its job fails."""
+    """Local and Kubernetes launcher: restarts of one worker within ten minutes before its job fails."""
 
     worker_stop_seconds: float = Field(20.0, gt=0)
     """Local launcher: seconds that a worker may take to end before it is killed."""

@@ -108,6 +108,11 @@ def get(connection: Connection, job_id: str) -> Row[Any]:
     return row
 
 
+def active_ids(connection: Connection) -> set[str]:
+    """Ids of the jobs that have not ended."""
+    return set(connection.scalars(select(jobs.c.job_id).where(jobs.c.state.not_in(list(ENDED)))))
+
+
 def jobs_ahead(connection: Connection, row: Row[Any]) -> int:
     """Number of jobs that were queued before this one and still wait."""
     earlier = or_(

@@ -59,6 +59,12 @@ def plan_ranks(train: TrainConfig, environment: Mapping[str, str] = os.environ) 
     return RankPlan(wanted, nodes, (host, int(port)))
 
 
+def is_further_node(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is to be a further node of a trainer that has several."""
+    rank, nodes = environment.get("NODE_RANK", ""), environment.get("NUM_NODES", "")
+    return rank.isdigit() and nodes.isdigit() and 0 < int(rank) < int(nodes)
+
+
 def count_gpus(environment: Mapping[str, str] = os.environ) -> int:
     """NVIDIA GPUs that a process here may use."""
     named = environment.get("CUDA_VISIBLE_DEVICES")

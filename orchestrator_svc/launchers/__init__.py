@@ -10,4 +10,8 @@ from orchestrator_svc.settings import OrchestratorSettings
 
 def make_launcher(settings: OrchestratorSettings) -> Launcher:
     """The launcher that the settings name."""
+    if settings.launcher == "kubernetes":
+        from orchestrator_svc.launchers.kubernetes.launcher import KubernetesLauncher
+
+        return KubernetesLauncher(settings)
     return {"local": LocalLauncher, "static": StaticLauncher}[settings.launcher](settings)

@@ -17,7 +17,7 @@ session again, an inference replica serves policy version 0.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -65,6 +65,8 @@ class WorkerSpec:
     """Port to listen on; 0 takes a free one (local launcher)."""
     port_key: str = ""
     """YAML key that asked for the port, named when the port is taken."""
+    image: str = ""
+    """Image to run in place of the usual one (Kubernetes launcher, reward services of a job's own)."""
 
 
 class Worker(ABC):
@@ -152,9 +154,22 @@ class WorkerPool(ABC):
     async def stop(self) -> None:
         """Stops every worker in good order and closes the channels. Idempotent. Static workers are left running."""
 
+    async def release(self) -> None:
+        """Lets go of the workers when the orchestrator ends and the job does not: those that can be found again go on,
+        the others are stopped."""
+        await self.stop()
+
 
 class Job(Protocol):
     """What a launcher needs to know of a job; see `orchestrator_svc.context.JobContext`."""
+
+    @property
+    def job_id(self) -> str:
+        """Its id."""
+
+    @property
+    def uid(self) -> str:
+        """Tells it from an earlier job of the same id."""
 
     @property
     def config(self) -> AnyJob:
@@ -178,3 +193,9 @@ class Launcher(ABC):
     @abstractmethod
     async def reap(self, job_id: str) -> None:
         """Frees what a job of that id may have left behind, where that can outlive the orchestrator. Best effort."""
+
+    async def sweep(self, active: Callable[[], Awaitable[Set[str]]]) -> None:  # noqa: B027 - most have nothing to do
+        """Frees what jobs have left behind that are not among the active ones any more."""
+
+    async def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Lets go of what the launcher itself holds, after the pools were released."""

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator_svc.launchers.base import Component, Job, Launcher, Worker, WorkerPool, WorkerSpec
-from orchestrator_svc.launchers.child import ChildCommand, ChildWorker, RestartPolicy
+from orchestrator_svc.launchers.child import ChildCommand, ChildWorker
 from orchestrator_svc.launchers.gpus import Assignment, assign, visible_devices
+from orchestrator_svc.launchers.incarnations import RestartPolicy
 from surogate.errors import FailedPreconditionError
 from surogate.rpc import address
 from surogate.rpc.channel import ClientSecurity

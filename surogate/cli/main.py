@@ -45,6 +45,10 @@ OutputDir = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--output-dir", help="Folder for outputs; overrides output_dir.", show_default=False),
 ]
+ClusterFile = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--cluster", help="cluster.yaml: what the job's pods get on Kubernetes.", show_default=False),
+]
 ConfigFile = Annotated[Path, typer.Argument(help="train.yaml of the job.", show_default=False)]
 
 
@@ -57,9 +61,10 @@ def pt(
     job_id: JobId = "",
     labels: Labels = None,
     output_dir: OutputDir = None,
+    cluster: ClusterFile = None,
 ) -> None:
     """Pretrain, or go on pretraining, on raw text."""
-    _launch("pt", {"train": config}, server, overrides, follow, job_id, labels, output_dir)
+    _launch("pt", _given(train=config, cluster=cluster), server, overrides, follow, job_id, labels, output_dir)
 
 
 @app.command(rich_help_panel="Training")
@@ -71,9 +76,10 @@ def sft(
     job_id: JobId = "",
     labels: Labels = None,
     output_dir: OutputDir = None,
+    cluster: ClusterFile = None,
 ) -> None:
     """Fine-tune on instructions or conversations, all weights or a LoRA adapter."""
-    _launch("sft", {"train": config}, server, overrides, follow, job_id, labels, output_dir)
+    _launch("sft", _given(train=config, cluster=cluster), server, overrides, follow, job_id, labels, output_dir)
 
 
 @app.command(rich_help_panel="Training")
@@ -87,12 +93,13 @@ def grpo(
     job_id: JobId = "",
     labels: Labels = None,
     output_dir: OutputDir = None,
+    cluster: ClusterFile = None,
 ) -> None:
     """Train by reinforcement learning with group-relative advantages.
 
     Keys of --set begin with the file: train.learning_rate=1e-5, infer.dp=2, orch.max_steps=10.
     """
-    files = {"train": train, "infer": infer, "orch": orch}
+    files = _given(train=train, infer=infer, orch=orch, cluster=cluster)
     _launch("grpo", files, server, overrides, follow, job_id, labels, output_dir)
 
 
@@ -100,6 +107,10 @@ jobs_commands.add_to(app)
 rollouts_commands.add_to(app)
 reward_commands.add_to(app)
 service_commands.add_to(app)
+
+
+def _given(**files: Path | None) -> dict[str, Path]:
+    return {name: file for name, file in files.items() if file is not None}
 
 
 def _launch(

@@ -22,7 +22,7 @@ class TrainCommand:
 
     kind: str
     files: dict[str, Path]
-    """train.yaml and, for grpo, infer.yaml and orch.yaml, by `train`, `infer`, `orch`."""
+    """train.yaml and, for grpo, infer.yaml and orch.yaml, perhaps cluster.yaml, by their names without the ending."""
     overrides: tuple[str, ...]
     server: str | None
     detach: bool
@@ -51,7 +51,8 @@ class TrainCommand:
         return launch_local(Launch(config, self.job_id, labels), output_dir)
 
     def _all_overrides(self) -> list[str]:
-        keys = ["train.output_dir", "orch.output_dir"] if self.kind == "grpo" else ["output_dir"]
+        parts = ["train", "orch"] if self.kind == "grpo" else ["train"]
+        keys = [f"{part}.output_dir" if len(self.files) > 1 else "output_dir" for part in parts]
         folder = [f"{key}={json.dumps(self.output_dir)}" for key in keys if self.output_dir is not None]
         return [*self.overrides, *folder]
 

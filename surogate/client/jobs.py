@@ -49,18 +49,26 @@ def train_keys(job: job_pb2.Job) -> dict[str, Any]:
 
 
 def job_config(
-    kind: Kind, train: Part, *, infer: Part | None = None, orch: Part | None = None, overrides: Sequence[str] = ()
+    kind: Kind,
+    train: Part,
+    *,
+    infer: Part | None = None,
+    orch: Part | None = None,
+    cluster: Part | None = None,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Puts together the configuration of a job from YAML files or mappings.
 
-    `overrides` are `key=value` with YAML values; for grpo the key begins with the file: `train.learning_rate=1e-5`,
-    `orch.max_steps=10`. Relative paths in the files stay as they are: they mean folders on the orchestrator's side.
-    Raises ConfigError for a file that is missing or is not YAML, InvalidInputError for parts that the kind has not.
+    `overrides` are `key=value` with YAML values; with several files the key begins with the file's name:
+    `train.learning_rate=1e-5`, `orch.max_steps=10`. Relative paths in the files stay as they are: they mean folders on
+    the orchestrator's side. Raises ConfigError for a file that is missing or is not YAML, InvalidInputError for parts
+    that the kind has not.
 
         job_config("pt", train={"model": "/models/tiny", "datasets": [{"path": "/data/a.jsonl", "type": "text"}]})
         job_config("grpo", train="train.yaml", infer="infer.yaml", orch="orch.yaml", overrides=["orch.max_steps=10"])
     """
-    documents = job_documents(kind, {"train": train, "infer": infer, "orch": orch}, overrides)
+    parts = {"train": train, "infer": infer, "orch": orch, "cluster": cluster}
+    documents = job_documents(kind, parts, overrides)
     return config_of(kind, documents)
 
 
@@ -72,14 +80,15 @@ def config_of(kind: str, documents: Mapping[str, Document]) -> dict[str, Any]:
 def job_documents(kind: str, parts: Mapping[str, Part | None], overrides: Sequence[str] = ()) -> dict[str, Document]:
     """The documents of a job by their names, overrides applied; they know the line of each key. See `job_config`."""
     given = {name: part for name, part in parts.items() if part is not None}
-    if kind == "grpo" and len(given) < 3:
-        raise InvalidInputError("a grpo job has three parts: train, infer and orch")
-    if kind != "grpo" and set(given) != {"train"}:
-        raise InvalidInputError(f"a {kind} job has one part: train")
+    needed = set(given) - {"cluster"}
+    if kind == "grpo" and len(needed) < 3:
+        raise InvalidInputError("a grpo job has three parts: train, infer and orch, and perhaps cluster")
+    if kind != "grpo" and needed != {"train"}:
+        raise InvalidInputError(f"a {kind} job has one part: train, and perhaps cluster")
     from surogate.config.overrides import apply_job_overrides, apply_overrides
 
     documents = {name: _load(name, part) for name, part in given.items()}
-    if kind == "grpo":
+    if len(documents) > 1:
         return apply_job_overrides(documents, overrides)
     return {"train": apply_overrides(documents["train"], overrides)}
 

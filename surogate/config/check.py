@@ -77,7 +77,8 @@ class Report:
 
 
 def check_files(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Report:
-    """Validates files of any kind; train.yaml, infer.yaml and orch.yaml given together are one GRPO job.
+    """Validates files of any kind; train.yaml, infer.yaml and orch.yaml given together are one GRPO job, perhaps with
+    cluster.yaml.
 
     `overrides` are `key=value` with one file, `train.key=value` and so on with the files of a GRPO job. Never raises
     ConfigError: what is wrong is in the report.
@@ -95,14 +96,15 @@ def check_files(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
         documents = _overridden(documents, overrides)
     except ConfigError as error:
         report.sections.append(Section("--set", errors=str(error).splitlines()))
-    if len(documents) == 3 and {part for part, _ in documents} == set(MODELS):
+    parts = {part for part, _ in documents}
+    if len(documents) == len(parts) and parts - {"cluster"} == {"train", "infer", "orch"}:
         return Report([*report.sections, _check_job("grpo", dict(documents))])
     report.sections += [_check_one(part, document) for part, document in documents]
     return report
 
 
 def part_of(document: Document) -> str:
-    """Which file it is (train, infer or orch), by its keys; if they do not tell, by its name, else train."""
+    """Which file it is (train, infer, orch or cluster), by its keys; if they do not tell, by its name, else train."""
     scores = {
         part: sum(_belongs(model, key, value) for key, value in document.data.items()) for part, model in MODELS.items()
     }
@@ -111,7 +113,7 @@ def part_of(document: Document) -> str:
 
 
 def _belongs(model: type[ConfigModel], key: str, value: Any) -> bool:
-    if key == "model":
+    if key == "model" and "model" in model.model_fields:
         return (model is OrchConfig) == isinstance(value, dict)
     return key in model.model_fields or key in model.renamed or key in model.without_effect or key in model.not_yet
 
@@ -130,7 +132,8 @@ def _check_one(part: str, document: Document) -> Section:
     kind = _kind_of(document.data) if part == "train" else None
     if kind is not None:
         return _check_job(kind, {"train": document})
-    title = f"{document.path} ({part}.yaml of a GRPO job, by itself)"
+    whose = "a job" if part == "cluster" else "a GRPO job"
+    title = f"{document.path} ({part}.yaml of {whose}, by itself)"
     found: list[Violation] = []
     try:
         model = MODELS[part].model_validate(document.data, context={"warnings": found})

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from pydantic import ValidationError
 
 from surogate.config.base import NOT_YET, ConfigModel, nearest, shown
+from surogate.config.cluster import ClusterConfig
 from surogate.config.infer import InferConfig
 from surogate.config.load import Document
 from surogate.config.loss import AipoLoss, ClipLoss, DppoLoss, IpoLoss
@@ -20,8 +21,15 @@ from surogate.errors import ConfigError, Violation
 
 PARTS: dict[str, tuple[str, ...]] = {"pt": ("train",), "sft": ("train",), "grpo": ("train", "infer", "orch")}
 """The parts of a job of each kind."""
-MODELS: dict[str, type[ConfigModel]] = {"train": TrainConfig, "infer": InferConfig, "orch": OrchConfig}
+MODELS: dict[str, type[ConfigModel]] = {
+    "train": TrainConfig,
+    "infer": InferConfig,
+    "orch": OrchConfig,
+    "cluster": ClusterConfig,
+}
 """The model of each part."""
+CLUSTER = "cluster"
+"""The part that jobs of every kind may have: what they get on Kubernetes."""
 DATASET_TYPES = {"pt": ("text", "auto"), "sft": ("instruction", "conversation", "auto")}
 """Types of datasets that a kind of job learns from."""
 
@@ -37,15 +45,17 @@ class PtJob:
     Attributes:
         train: train.yaml.
         warnings: What the author should know, as `key: text`; no part of what makes jobs equal.
+        cluster: cluster.yaml, None without one.
     """
 
     train: TrainConfig
     warnings: list[str] = field(default_factory=list, compare=False)
+    cluster: ClusterConfig | None = None
     kind: Literal["pt"] = "pt"
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as `resolve_job` takes it, all keys set."""
-        return {"kind": self.kind, "train": self.train.model_dump(mode="json")}
+        return _dumped(self.kind, train=self.train, cluster=self.cluster)
 
 
 @dataclass(frozen=True)
@@ -55,15 +65,17 @@ class SftJob:
     Attributes:
         train: train.yaml.
         warnings: What the author should know, as `key: text`; no part of what makes jobs equal.
+        cluster: cluster.yaml, None without one.
     """
 
     train: TrainConfig
     warnings: list[str] = field(default_factory=list, compare=False)
+    cluster: ClusterConfig | None = None
     kind: Literal["sft"] = "sft"
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as `resolve_job` takes it, all keys set."""
-        return {"kind": self.kind, "train": self.train.model_dump(mode="json")}
+        return _dumped(self.kind, train=self.train, cluster=self.cluster)
 
 
 @dataclass(frozen=True)
@@ -75,25 +87,38 @@ class GrpoJob:
         infer: infer.yaml.
         orch: orch.yaml.
         warnings: What the author should know, as `key: text`; no part of what makes jobs equal.
+        cluster: cluster.yaml, None without one.
     """
 
     train: TrainConfig
     infer: InferConfig
     orch: OrchConfig
     warnings: list[str] = field(default_factory=list, compare=False)
+    cluster: ClusterConfig | None = None
     kind: Literal["grpo"] = "grpo"
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as `resolve_job` takes it, all keys set."""
-        parts = {"train": self.train, "infer": self.infer, "orch": self.orch}
-        return {"kind": self.kind, **{name: part.model_dump(mode="json") for name, part in parts.items()}}
+        return _dumped(self.kind, train=self.train, infer=self.infer, orch=self.orch, cluster=self.cluster)
 
 
 AnyJob: TypeAlias = PtJob | SftJob | GrpoJob
 
 
+def _within(config: Any, *keys: str) -> Any:
+    """A value deep in blocks; None where one of them is missing or no block."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
+
+
+def _dumped(kind: str, **parts: ConfigModel | None) -> dict[str, Any]:
+    return {"kind": kind, **{name: part.model_dump(mode="json") for name, part in parts.items() if part is not None}}
+
+
 def resolve_job(config: Mapping[str, Any], *, sources: Sources | None = None) -> AnyJob:
-    """Resolves `{kind: pt|sft, train: {…}}` or `{kind: grpo, train: {…}, infer: {…}, orch: {…}}`.
+    """Resolves `{kind: pt|sft, train: {…}}` or `{kind: grpo, train: {…}, infer: {…}, orch: {…}}`, with `cluster: {…}`
+    in each if the author wants.
 
     Args:
         config: The configuration, as of YAML files or of a google.protobuf.Struct.
@@ -120,10 +145,13 @@ class _Resolver:
         self.sources = sources
         self.violations: list[Violation] = []
         self.warnings: list[Violation] = []
+        self.cluster: ClusterConfig | None = None
 
     def resolve(self, config: Mapping[str, Any]) -> AnyJob:
         kind = self.kind(config)
         self.check_parts(kind, config)
+        config = self.spread(kind, config)
+        self.cluster = self.part(CLUSTER, ClusterConfig, config[CLUSTER]) if config.get(CLUSTER) is not None else None
         if kind == "grpo":
             return self.grpo(config)
         data = config["train"]
@@ -136,7 +164,7 @@ class _Resolver:
         self.stop_if_wrong()
         assert train is not None
         said = self.said()
-        return PtJob(train, said) if kind == "pt" else SftJob(train, said)
+        return PtJob(train, said, self.cluster) if kind == "pt" else SftJob(train, said, self.cluster)
 
     def kind(self, config: Mapping[str, Any]) -> str:
         kind = config.get("kind")
@@ -152,11 +180,33 @@ class _Resolver:
             if not isinstance(config.get(name), dict):
                 self.wrong(name, f"is required for a {kind} job: the keys of {name}.yaml")
         for name in config:
-            if name == "cluster":
-                self.wrong(name, NOT_YET)
+            if name == CLUSTER:
+                if config[name] is not None and not isinstance(config[name], dict):
+                    self.wrong(name, "must be a block: the keys of cluster.yaml")
             elif name != "kind" and name not in PARTS[kind]:
                 self.wrong(name, f"is no part of a {kind} job, which has {', '.join(PARTS[kind])}")
         self.stop_if_wrong()
+
+    def spread(self, kind: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The configuration with the numbers of nodes and replicas where the rest of it looks for them.
+
+        What `cluster` sets and the other file leaves unset is taken from it; two that differ are an error.
+        """
+        parts = {name: dict(value) if isinstance(value, dict) else value for name, value in config.items()}
+        nodes = _within(parts, CLUSTER, "trainer", "nodes")
+        distributed = parts["train"].get("distributed") or {}
+        if nodes is not None and isinstance(distributed, dict):
+            parts["train"]["distributed"] = {"num_nodes": nodes, **distributed}
+            other = parts["train"]["distributed"]["num_nodes"]
+            self.same("cluster.trainer.nodes", nodes, "train.distributed.num_nodes", other)
+        replicas = _within(parts, CLUSTER, "inference", "replicas")
+        if kind == "grpo" and replicas is not None:
+            self.same("cluster.inference.replicas", replicas, "infer.dp", parts["infer"].setdefault("dp", replicas))
+        return parts
+
+    def same(self, key: str, value: object, other_key: str, other: object) -> None:
+        if value != other:
+            self.wrong(key, f"is {shown(value)}, and {other_key} is {shown(other)}: set one of them only")
 
     def grpo(self, config: Mapping[str, Any]) -> GrpoJob:
         agreed = reconcile(config)
@@ -173,7 +223,7 @@ class _Resolver:
             self.check_capacity(train, infer, orch)
         self.stop_if_wrong()
         assert train is not None and infer is not None and orch is not None
-        return GrpoJob(train, infer, orch, self.said())
+        return GrpoJob(train, infer, orch, self.said(), self.cluster)
 
     def part(self, name: str, model: type[M], data: Any) -> M | None:
         """A validated part; None after noting what is wrong with it."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, RootModel
 from pydantic.fields import FieldInfo
 
-from surogate.config import data, env, lora, loss, model, optim, orch, orch_planned, sampling, shaping, train
+from surogate.config import cluster, data, env, lora, loss, model, optim, orch, orch_planned, sampling, shaping, train
 from surogate.config.base import is_planned, shown
 from surogate.config.infer import InferConfig
 
@@ -34,6 +34,11 @@ A job is one YAML file for pretraining and fine-tuning (`train.yaml`), three for
   follows `torch_dtype`; `max_lora_rank`, `max_model_len`, `ckpt.interval` and `ckpt.keep_last` follow the other files
   unless they are set. Set differently, `output_dir` is that of orch.yaml, with a warning.
 """
+
+CLUSTER = """\
+Optional, for jobs of every kind: what their pods get where the orchestrator's launcher is `kubernetes`; with another
+launcher it has no effect. Names of Kubernetes (`nodeSelector`, `mountPath`) are taken too. What may be asked for is the
+operator's to allow: see [Jobs as pods](kubernetes-launcher.md)."""
 
 TRAIN_THEMES = (
     ("Run", model.RunKeys),
@@ -78,6 +83,17 @@ ORCH_BLOCKS = (
     ("`ruler`", orch_planned.RulerConfig),
 )
 
+CLUSTER_BLOCKS = (
+    ("`trainer`, `inference`, `reward`", cluster.PodConfig),
+    ("`trainer` also has", cluster.TrainerPods),
+    ("`inference` also has", cluster.InferencePods),
+    ("`resources`", cluster.Resources),
+    ("`tolerations[]`", cluster.Toleration),
+    ("`volumes[]`", cluster.Volume),
+    ("`empty_dir`", cluster.EmptyDir),
+    ("`secrets[]`", cluster.SecretVariable),
+)
+
 
 def reference() -> str:
     """The whole page."""
@@ -90,12 +106,18 @@ def reference() -> str:
     parts += ["## infer.yaml\n", table("", InferConfig)]
     parts += ["## orch.yaml\n", table("", orch.OrchConfig)]
     parts += [table(title, block) for title, block in ORCH_BLOCKS]
+    parts += ["## cluster.yaml\n", f"{CLUSTER}\n", table("", cluster.ClusterConfig)]
+    parts += [table(title, block, without=_inherited(block)) for title, block in CLUSTER_BLOCKS]
     parts.append(_leftovers())
     return "\n".join(parts)
 
 
 def _fields(base: type[BaseModel], block: type[BaseModel]) -> frozenset[str]:
     return frozenset(base.model_fields) if block is not base else frozenset()
+
+
+def _inherited(block: type[BaseModel]) -> frozenset[str]:
+    return frozenset(cluster.PodConfig.model_fields) if block is not cluster.PodConfig else frozenset()
 
 
 def _sentence(module: types.ModuleType) -> str:
@@ -155,6 +177,8 @@ def type_name(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(type_name(item) for item in args))
     if origin is list:
         return f"list of {type_name(args[0])}"
+    if origin is dict:
+        return "mapping"
     return "block"
 
 

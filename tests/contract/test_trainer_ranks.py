@@ -74,8 +74,16 @@ async def test_a_rank_zero_that_dies_is_named(tmp_path: Path) -> None:
         assert not workers()
 
 
+NODE = [sys.executable, "-m", "trainer_svc.node", "--num-nodes", "2", "--gpus-per-node", "1"]
+SERVICE = [sys.executable, "-m", "trainer_svc", "--listen", "127.0.0.1:0"]
+"""In a cluster all nodes run the same command; a further one offers its ranks again when a session has ended."""
+
+
 @pytest.mark.slow
-async def test_two_nodes_meet_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [NODE, SERVICE])
+async def test_two_nodes_meet_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
     make_tiny_model(tmp_path / "model", layers=1, hidden=32)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -83,14 +91,16 @@ async def test_two_nodes_meet_where_the_environment_says(tmp_path: Path, monkeyp
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for name, value in meeting.items():
         monkeypatch.setenv(name, value)
-    command = [sys.executable, "-m", "trainer_svc.node", "--num-nodes", "2", "--gpus-per-node", "1"]
-    node = await asyncio.create_subprocess_exec(*command, env={**os.environ, **meeting, "NODE_RANK": "1"})
+    further = {"NODE_RANK": "1", "NUM_NODES": "2", "GPUS_PER_NODE": "1"}
+    node = await asyncio.create_subprocess_exec(*command, env={**os.environ, **meeting, **further})
     try:
         async with serving(tmp_path, command=WORKER) as front:
             train = {**LORA, "distributed": {"num_nodes": 2, "gpus_per_node": 1}, "recompute": False}
             await front.ready(model=str(tmp_path / "model"), train=train)
             assert (await step(front, 1)).metrics["grad_norm"] > 0
             await front.stub.DeleteSession(trainer.DeleteSessionRequest(session_id=ID))
+            if command is SERVICE:
+                node.terminate()
             assert await asyncio.wait_for(node.wait(), 30) == 0
     finally:
         if node.returncode is None:

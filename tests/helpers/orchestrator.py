@@ -107,7 +107,8 @@ async def orchestrating(
     database = Database.open(settings_.store_url)
     await database.write(create_tables)
     bell = Bell()
-    runner = JobRunner(settings_, database, launcher or make_launcher(settings_), runs, bell, identity)
+    launcher = launcher or make_launcher(settings_)
+    runner = JobRunner(settings_, database, launcher, runs, bell, identity)
     servicer = JobServicer(settings_, database, runner, bell)
 
     def register(server: Any) -> None:
@@ -118,6 +119,7 @@ async def orchestrating(
         server = await stack.enter_async_context(serving(register))
         channel = await stack.enter_async_context(open_channel(server.address, ClientSecurity()))
         runner.start()
+        stack.push_async_callback(launcher.close)
         stack.push_async_callback(runner.stop)
         yield Orchestrator(job_pb2_grpc.JobServiceStub(channel), folder, runner, server.address)
 

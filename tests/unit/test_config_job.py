@@ -239,7 +239,10 @@ def test_warnings_come_once(changes: dict[str, Any], warning: str) -> None:
             {"kind": "sft", "train": {"model": "m"}, "orch": {}},
             ["orch: is no part of a sft job, which has train"],
         ),
-        ({"kind": "sft", "train": {"model": "m"}, "cluster": {}}, ["cluster: known, not supported yet"]),
+        (
+            {"kind": "sft", "train": {"model": "m"}, "cluster": []},
+            ["cluster: must be a block: the keys of cluster.yaml"],
+        ),
         (
             {"kind": "grpo", "train": {"model": "m"}},
             [

@@ -1,0 +1,158 @@
+"""What workers that are started again have in common: a channel to the one that is up, and waiting for the next."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator_svc.launchers.base import HEALTH_SERVICE, READY_TIMEOUT, Component, Worker, WorkerFailedError
+from surogate.errors import DeadlineError, SurogateError, UnavailableError
+from surogate.rpc.channel import ClientSecurity, open_channel
+from surogate.rpc.health import wait_serving
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When a dead worker is started again."""
+
+    max_restarts: int = 3
+    """Restarts within `window` seconds before it is given up."""
+    window: float = 600.0
+    first_delay: float = 0.25
+    """Seconds before the first restart; doubles with each further one, up to `max_delay`."""
+    max_delay: float = 10.0
+
+    def delay(self, restarts: int) -> float:
+        """Seconds to wait before restart number `restarts`, from 1."""
+        return float(min(self.max_delay, self.first_delay * 2 ** (restarts - 1)))
+
+
+class RestartBudget:
+    """Counts the restarts of one worker against its policy."""
+
+    def __init__(self, policy: RestartPolicy) -> None:
+        self._policy = policy
+        self._recent: deque[float] = deque()
+
+    @property
+    def used(self) -> int:
+        """Restarts within the window that ends now."""
+        while self._recent and time.monotonic() - self._recent[0] > self._policy.window:
+            self._recent.popleft()
+        return len(self._recent)
+
+    def spent(self) -> bool:
+        """Whether one more restart is too many."""
+        return self.used >= self._policy.max_restarts
+
+    def take(self) -> float:
+        """Counts a restart; returns the seconds to wait before it."""
+        self._recent.append(time.monotonic())
+        return self._policy.delay(self.used)
+
+
+class RestartedWorker(Worker):
+    """A worker whose keeper says `_came_up`, `_went_down` and, when it will not come back, `_gave_up`."""
+
+    def __init__(self, component: Component, index: int, security: ClientSecurity) -> None:
+        super().__init__(component, index)
+        self._security = security
+        self._address = ""
+        self._channel: grpc.aio.Channel | None = None
+        self._retired: list[grpc.aio.Channel] = []
+        self._generation = 0
+        self._restarts = 0
+        self._was_ready = False
+        self._failure: SurogateError | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    @property
+    def security(self) -> ClientSecurity:
+        return self._security
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts
+
+    async def channel(self) -> grpc.aio.Channel:
+        if not self._address:
+            raise UnavailableError(f"{self.name} is not up", reason="WORKER_DOWN")
+        if self._channel is None:
+            self._channel = open_channel(self._address, self._security)
+        return self._channel
+
+    async def ready(self, timeout: float = READY_TIMEOUT) -> int:
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    changed = self._changed
+                    if self._failure is not None:
+                        raise self._failure
+                    if self._address and await self._serves_before(changed, timeout):
+                        self._was_ready = True
+                        return self._generation
+                    await changed.wait()
+        except TimeoutError:
+            raise DeadlineError(f"{self.name} was not ready within {timeout:g} s{self._said()}") from None
+
+    def _said(self) -> str:
+        """What the worker said last, to go behind a message about it; empty if nothing is known."""
+        return ""
+
+    def _came_up(self, address: str) -> None:
+        self._generation += 1
+        self._address = address
+        self._notify()
+
+    def _went_down(self) -> None:
+        self._address = ""
+        self.policy_version = 0
+        # Calls still open on it fail by themselves with UNAVAILABLE; closing it would cancel whoever awaits them.
+        if self._channel is not None:
+            self._retired.append(self._channel)
+        self._channel = None
+        self._notify()
+
+    def _gave_up(self, failure: SurogateError) -> None:
+        self._failure = failure
+        self._notify()
+
+    async def _closed(self) -> None:
+        """Ends the worker for those who wait for it, and closes its channels."""
+        if self._failure is None:
+            self._failure = WorkerFailedError(f"{self.name} was stopped", reason="WORKER_STOPPED")
+        self._went_down()
+        for channel in self._retired:
+            await channel.close(None)
+        self._retired.clear()
+
+    async def _serves_before(self, changed: asyncio.Event, timeout: float) -> bool:
+        """Whether the current incarnation answers SERVING before anything changes about it."""
+        channel = await self.channel()
+        serving = asyncio.create_task(wait_serving(channel, HEALTH_SERVICE[self.component], timeout=timeout))
+        gone = asyncio.create_task(changed.wait())
+        try:
+            await asyncio.wait({serving, gone}, return_when=asyncio.FIRST_COMPLETED)
+            return not gone.done() and serving.exception() is None
+        finally:
+            serving.cancel()
+            gone.cancel()
+            await asyncio.gather(serving, gone, return_exceptions=True)
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

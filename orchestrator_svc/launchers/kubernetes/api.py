@@ -1,0 +1,406 @@
+"""The Kubernetes API as coroutines on plain dictionaries.
+
+Configuration, authentication and transport are the official client's. Its models are not used: they refuse what API
+servers really send (a bookmark whose containers are null), and differ between versions of the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from surogate.errors import (
+    AlreadyExistsError,
+    ConfigError,
+    FailedPreconditionError,
+    InvalidInputError,
+    NotFoundError,
+    PermissionDeniedError,
+    SurogateError,
+    UnavailableError,
+    Violation,
+)
+from surogate.telemetry.log import get_logger
+
+Object = dict[str, Any]
+"""A Kubernetes object as JSON has it."""
+
+CALL_SECONDS = 15.0
+"""Longest wait for one answer."""
+WATCH_SECONDS = 240
+"""The API server is asked to end a watch after this time; another one goes on from there."""
+_WATCH_SILENCE = WATCH_SECONDS + 30.0
+_CALLS, _STREAMS = 8, 64
+_FIRST_PAUSE, _MAX_PAUSE = 0.25, 10.0
+_PAGE = 500
+_GRACE = 5.0
+"""Seconds beyond its own timeout after which a call is given up, whatever its thread does."""
+
+T = TypeVar("T")
+_log = get_logger("kubernetes")
+
+
+class ApiUnavailableError(UnavailableError):
+    """The API server does not answer, or is too busy; `retry_after` is what it asked for, in seconds."""
+
+    reason = "KUBERNETES_UNAVAILABLE"
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ConflictError(FailedPreconditionError):
+    """The object has changed, or is not the one that was meant: look again."""
+
+    reason = "KUBERNETES_CONFLICT"
+
+
+class ExpiredError(FailedPreconditionError):
+    """The resource version is too old for a watch to begin there: list again."""
+
+    reason = "KUBERNETES_EXPIRED"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object, and where the API has it."""
+
+    name: str
+    version: str
+    plural: str
+
+    def path(self, namespace: str, name: str = "", part: str = "") -> str:
+        """`/apis/batch/v1/namespaces/NAMESPACE/jobs/NAME/status`."""
+        root = f"/apis/{self.version}" if "/" in self.version else f"/api/{self.version}"
+        return "/".join([root, "namespaces", namespace, self.plural, *filter(None, (name, part))])
+
+
+JOB = Kind("Job", "batch/v1", "jobs")
+POD = Kind("Pod", "v1", "pods")
+SERVICE = Kind("Service", "v1", "services")
+CONFIG_MAP = Kind("ConfigMap", "v1", "configmaps")
+EVENT = Kind("Event", "v1", "events")
+
+
+class Api:
+    """One namespace of a cluster.
+
+    Args:
+        namespace: Namespace of all calls.
+        kubeconfig: File to read; None is the pod's own account inside a cluster, else the user's usual file.
+        patience: Seconds for which a call is tried again while the API server is away or busy.
+    """
+
+    def __init__(self, namespace: str, *, kubeconfig: Path | None = None, patience: float = 300.0) -> None:
+        self.namespace = namespace
+        self.patience = patience
+        self._kubeconfig = kubeconfig
+        self._client: Any = None
+        self._calls = ThreadPoolExecutor(_CALLS, thread_name_prefix="kubernetes")
+        self._streams = ThreadPoolExecutor(_STREAMS, thread_name_prefix="kubernetes-stream")
+
+    async def open(self) -> None:
+        """Reads the configuration. Raises ConfigError if there is none."""
+        self._client = await asyncio.get_running_loop().run_in_executor(self._calls, _connect, self._kubeconfig)
+
+    async def close(self) -> None:
+        """Gives the threads back; calls under way end by their own deadlines."""
+        self._calls.shutdown(wait=False, cancel_futures=True)
+        self._streams.shutdown(wait=False, cancel_futures=True)
+        if self._client is not None:
+            self._client.client.rest_client.pool_manager.clear()
+
+    async def get(self, kind: Kind, name: str) -> Object:
+        """An object. Raises NotFoundError."""
+        return await self._json("GET", kind.path(self.namespace, name))
+
+    async def find(self, kind: Kind, name: str) -> Object | None:
+        """An object, or None if there is none."""
+        try:
+            return await self.get(kind, name)
+        except NotFoundError:
+            return None
+
+    async def list(self, kind: Kind, *, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
+        """All objects that match the selectors, and the resource version of the list."""
+        found: list[Object] = []
+        query = [("limit", str(_PAGE)), *_selectors(labels, fields)]
+        token = ""
+        while True:
+            page = await self._json("GET", kind.path(self.namespace), query=[*query, *_given("continue", token)])
+            found += page.get("items") or []
+            token = page["metadata"].get("continue") or ""
+            if not token:
+                return found, str(page["metadata"].get("resourceVersion", ""))
+
+    async def create(self, kind: Kind, body: Object) -> Object:
+        """Creates an object; unknown fields are refused by name. Raises AlreadyExistsError."""
+        return await self._json("POST", kind.path(self.namespace), body=body, query=[("fieldValidation", "Strict")])
+
+    async def replace(self, kind: Kind, body: Object, part: str = "") -> Object:
+        """Writes an object that was read before. Raises ConflictError if it has changed since."""
+        path = kind.path(self.namespace, body["metadata"]["name"], part)
+        return await self._json("PUT", path, body=body, query=[("fieldValidation", "Strict")])
+
+    async def patch(self, kind: Kind, name: str, change: Object, part: str = "") -> Object:
+        """Merges a change into an object (JSON merge patch)."""
+        path = kind.path(self.namespace, name, part)
+        return await self._json("PATCH", path, body=change, content="application/merge-patch+json")
+
+    async def delete(self, kind: Kind, name: str, uid: str) -> None:
+        """Deletes the object of that uid, and all that it owns; another one of the same name stays.
+
+        The policy stands in the body too: where there is a body the API server does not look at the query, and without
+        a policy it would orphan a Job's pods.
+        """
+        policy = "Background"
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": policy,
+            "preconditions": {"uid": uid},
+        }
+        with suppress(NotFoundError, ConflictError):  # gone, or another object by now
+            path = kind.path(self.namespace, name)
+            await self._json("DELETE", path, body=options, query=[("propagationPolicy", policy)])
+
+    async def watch(self, kind: Kind, version: str, *, labels: str = "") -> AsyncGenerator[tuple[str, Object], None]:
+        """Events after a resource version: `ADDED`, `MODIFIED`, `DELETED` and `BOOKMARK`, until the server ends them.
+
+        Raises:
+            ExpiredError: The version is too old.
+        """
+        query = [
+            ("watch", "true"),
+            ("resourceVersion", version),
+            ("allowWatchBookmarks", "true"),
+            ("timeoutSeconds", str(WATCH_SECONDS)),
+            *_selectors(labels),
+        ]
+        async with aclosing(self._lines(kind.path(self.namespace), query, _WATCH_SILENCE)) as lines:
+            async for line in lines:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise _status_error(int(event["object"].get("code", 500)), event["object"], None)
+                yield event["type"], event["object"]
+
+    async def log(self, pod: str, *, container: str, tail: int, previous: bool = False) -> str:
+        """The last lines of a pod's log, with the time before each; empty if there is none to be had."""
+        query = [("container", container), ("tailLines", str(tail)), ("limitBytes", str(tail * 4096))]
+        query += _given("previous", "true" if previous else "")
+        try:
+            raw = await self._request("GET", POD.path(self.namespace, pod, "log"), query=query, patience=10.0)
+        except SurogateError as error:
+            _log.info("no log to be had", pod=pod, why=str(error))
+            return ""
+        return raw.decode(errors="replace")
+
+    async def follow_log(self, pod: str, *, container: str, tail: int) -> AsyncGenerator[str, None]:
+        """The last lines of a pod's log, and new ones until the container ends."""
+        query = [("container", container), ("tailLines", str(tail)), ("follow", "true")]
+        async with aclosing(self._lines(POD.path(self.namespace, pod, "log"), query, 3600.0)) as lines:
+            async for line in lines:
+                yield line.decode(errors="replace")
+
+    async def _json(self, method: str, path: str, **options: Any) -> Object:
+        answer: Object = json.loads(await self._request(method, path, **options))
+        return answer
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: Sequence[tuple[str, str]] = (),
+        content: str = "application/json",
+        patience: float | None = None,
+    ) -> bytes:
+        """One call, made again while the API server is away or busy. A repeat of what was done is seen by its name:
+        AlreadyExists, NotFound."""
+        until = time.monotonic() + (self.patience if patience is None else patience)
+        for attempt in range(1_000_000):
+            call = partial(_call, self._client, method, path, body, query, content, CALL_SECONDS)
+            try:
+                return await self._in_thread(self._calls, call, CALL_SECONDS + _GRACE)
+            except ApiUnavailableError as error:
+                pause = pause_before(attempt, error.retry_after)
+                if time.monotonic() + pause > until:
+                    raise
+                _log.warning("the API server is away or busy; trying again", error=str(error), pause=round(pause, 2))
+            await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _lines(self, path: str, query: Sequence[tuple[str, str]], silence: float) -> AsyncGenerator[bytes, None]:
+        """Lines of a streamed answer as they come. Each read has a thread while it waits."""
+        call = partial(_open_stream, self._client, path, query, silence)
+        response = await self._in_thread(self._streams, call, CALL_SECONDS + _GRACE)
+        lines = _split_lines(response)
+        try:
+            while (line := await self._in_thread(self._streams, partial(_next, lines), silence + _GRACE)) is not None:
+                yield line
+        finally:
+            with suppress(Exception):  # wakes the thread that reads; a connection that has ended cannot be shut down
+                response.shutdown()
+
+    async def _in_thread(self, threads: ThreadPoolExecutor, work: Callable[[], T], seconds: float) -> T:
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.get_running_loop().run_in_executor(threads, work)
+        except TimeoutError as error:
+            raise ApiUnavailableError(f"the API server did not answer within {seconds:g} s") from error
+
+
+def pause_before(attempt: int, retry_after: float | None) -> float:
+    """Seconds before the next attempt: what the server asked for, else doubling, with some chance in it."""
+    if retry_after is not None:
+        return min(retry_after, 60.0) + random.uniform(0, 0.1)  # noqa: S311 - spreads clients, hides nothing
+    return min(_MAX_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
+
+
+def _connect(kubeconfig: Path | None) -> Any:
+    try:
+        from kubernetes import client, config
+        from kubernetes.dynamic import DynamicClient
+    except ImportError as error:
+        why = "kubernetes needs the Python client: pip install 'surogate[kubernetes]'"
+        raise ConfigError.of([Violation("launcher", why)]) from error
+    settings = client.Configuration()
+    try:
+        if kubeconfig is not None:
+            config.load_kube_config(config_file=str(kubeconfig), client_configuration=settings)
+        else:
+            config.load_config(client_configuration=settings)
+    except config.ConfigException as error:
+        why = f"there is no way to the cluster: {error}; run inside it, or set kubeconfig"
+        raise ConfigError.of([Violation("kubeconfig", why)]) from error
+    settings.retries = False  # calls are tried again here, where waiting holds no thread
+    return DynamicClient(client.ApiClient(settings), discoverer=_NoDiscovery)
+
+
+class _NoDiscovery:
+    """Stands in for the client's discovery: the few kinds that are used here are known."""
+
+    def __init__(self, client: Any, cache_file: Any) -> None:
+        pass
+
+
+def _call(
+    client: Any,
+    method: str,
+    path: str,
+    body: Object | None,
+    query: Sequence[tuple[str, str]],
+    content: str,
+    seconds: float,
+) -> bytes:
+    response = _send(client, method, path, body, query, content, seconds)
+    try:
+        data: bytes = response.data
+    except Exception as error:
+        raise _transport_error(error) from error
+    return data
+
+
+def _open_stream(client: Any, path: str, query: Sequence[tuple[str, str]], silence: float) -> Any:
+    return _send(client, "GET", path, None, query, "application/json", (CALL_SECONDS, silence))
+
+
+def _send(
+    client: Any,
+    method: str,
+    path: str,
+    body: Object | None,
+    query: Sequence[tuple[str, str]],
+    content: str,
+    seconds: float | tuple[float, float],
+) -> Any:
+    from kubernetes.client.exceptions import ApiException
+
+    try:
+        return client.request(
+            method,
+            path,
+            body=body,
+            query_params=list(query),
+            content_type=content,
+            serialize=False,
+            _request_timeout=seconds,
+        )
+    except ApiException as error:
+        raise _answer_error(error) from error
+    except Exception as error:
+        raise _transport_error(error) from error
+
+
+def _answer_error(error: Any) -> SurogateError:
+    body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
+    try:
+        status = json.loads(body)
+    except ValueError:
+        status = {}
+    if not isinstance(status, dict):
+        status = {}
+    headers: Mapping[str, str] = error.headers or {}
+    return _status_error(error.status or 0, {"message": body or error.reason, **status}, headers.get("Retry-After"))
+
+
+def _status_error(code: int, status: Mapping[str, Any], retry_after: str | None) -> SurogateError:
+    """The exception for a Status that the API server answered with."""
+    message, reason = str(status.get("message") or f"HTTP {code}"), status.get("reason", "")
+    if code == 410 or reason in {"Expired", "Gone"}:
+        return ExpiredError(message)
+    if code == 404:
+        return NotFoundError(message, reason="KUBERNETES_NOT_FOUND")
+    if code == 409:
+        return AlreadyExistsError(message) if reason == "AlreadyExists" else ConflictError(message)
+    if code in {400, 422}:
+        return InvalidInputError(f"the API server refuses it: {message}", reason="KUBERNETES_INVALID")
+    if code in {401, 403}:
+        return PermissionDeniedError(f"the API server refuses it: {message}", reason="KUBERNETES_FORBIDDEN")
+    seconds = (status.get("details") or {}).get("retryAfterSeconds") if retry_after is None else retry_after
+    with suppress(TypeError, ValueError):
+        return ApiUnavailableError(message, None if seconds is None else float(seconds))
+    return ApiUnavailableError(message)
+
+
+def _transport_error(error: Exception) -> SurogateError:
+    from urllib3.exceptions import HTTPError
+
+    if isinstance(error, HTTPError | OSError):
+        return ApiUnavailableError(f"the API server cannot be reached: {error}")
+    raise error
+
+
+def _split_lines(response: Any) -> Iterator[bytes]:
+    rest = b""
+    try:
+        for chunk in response.stream(1 << 16):
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from (line for line in lines if line)
+    except Exception as error:
+        raise _transport_error(error) from error
+    if rest:
+        yield rest
+
+
+def _next(lines: Iterator[bytes]) -> bytes | None:
+    return next(lines, None)
+
+
+def _selectors(labels: str = "", fields: str = "") -> list[tuple[str, str]]:
+    return [*_given("labelSelector", labels), *_given("fieldSelector", fields)]
+
+
+def _given(name: str, value: str) -> list[tuple[str, str]]:
+    return [(name, value)] if value else []

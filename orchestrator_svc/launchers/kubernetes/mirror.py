@@ -1,0 +1,117 @@
+"""What the cluster says of an installation's Jobs and pods, kept up to date by watches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+
+from orchestrator_svc.launchers.kubernetes.api import (
+    JOB,
+    POD,
+    Api,
+    ApiUnavailableError,
+    ExpiredError,
+    Kind,
+    Object,
+    pause_before,
+)
+from orchestrator_svc.launchers.kubernetes.names import JOB_NAME
+from surogate.errors import SurogateError
+from surogate.telemetry.log import get_logger
+
+_log = get_logger("kubernetes")
+
+
+class Mirror:
+    """Jobs and pods by name. A lost watch begins again where it was, one that is too old with a new list.
+
+    What is here may be old by as long as the API server has been away. That something is missing here proves nothing.
+    """
+
+    def __init__(self, api: Api, labels: str) -> None:
+        self._api = api
+        self._labels = labels
+        self._objects: dict[Kind, dict[str, Object]] = {JOB: {}, POD: {}}
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begins to follow the cluster."""
+        self._tasks = [asyncio.create_task(self._follow(kind), name=f"watch-{kind.plural}") for kind in (JOB, POD)]
+
+    async def close(self) -> None:
+        """Stops following."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def job(self, name: str) -> Object | None:
+        """A Job, or None if it was not seen."""
+        return self._objects[JOB].get(name)
+
+    def put_job(self, job: Object) -> None:
+        """Takes in a Job that was just created or read."""
+        self._put(JOB, job)
+
+    def pods(self, job: Object) -> Sequence[Object]:
+        """The pods of a Job, oldest first."""
+        name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+        mine = [pod for pod in self._objects[POD].values() if _belongs(pod, name, uid)]
+        return sorted(mine, key=lambda pod: (str(pod["metadata"].get("creationTimestamp")), pod["metadata"]["name"]))
+
+    def changed(self) -> asyncio.Event:
+        """An event that is set with the next change."""
+        return self._changed
+
+    async def _follow(self, kind: Kind) -> None:
+        attempt = 0
+        version = ""
+        while True:
+            try:
+                if not version:
+                    version = await self._list(kind)
+                version = await self._watch(kind, version)
+                attempt = 0
+                continue
+            except ExpiredError:
+                version = ""
+            except SurogateError as error:
+                after = error.retry_after if isinstance(error, ApiUnavailableError) else None
+                pause = pause_before(attempt, after)
+                _log.warning("a watch broke", kind=kind.plural, error=str(error), pause=round(pause, 2))
+                await asyncio.sleep(pause)
+                attempt += 1
+                version = ""  # what happened meanwhile is in the list, whatever the watch has missed
+
+    async def _list(self, kind: Kind) -> str:
+        found, version = await self._api.list(kind, labels=self._labels)
+        self._objects[kind] = {item["metadata"]["name"]: item for item in found}
+        self._notify()
+        return version
+
+    async def _watch(self, kind: Kind, version: str) -> str:
+        async with aclosing(self._api.watch(kind, version, labels=self._labels)) as events:
+            async for change, item in events:
+                version = item["metadata"]["resourceVersion"]
+                if change == "DELETED":
+                    self._objects[kind].pop(item["metadata"]["name"], None)
+                    self._notify()
+                elif change != "BOOKMARK":
+                    self._put(kind, item)
+        return version
+
+    def _put(self, kind: Kind, item: Object) -> None:
+        self._objects[kind][item["metadata"]["name"]] = item
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _belongs(pod: Object, job_name: str, job_uid: str) -> bool:
+    metadata = pod["metadata"]
+    owners = metadata.get("ownerReferences") or []
+    named = (metadata.get("labels") or {}).get(JOB_NAME) == job_name
+    return named and any(owner["uid"] == job_uid for owner in owners)

@@ -1,0 +1,276 @@
+"""One worker as a Kubernetes Job, followed through its pods and started again, under a further name, when it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator_svc.launchers.base import WorkerFailedError, WorkerSpec
+from orchestrator_svc.launchers.incarnations import RestartBudget, RestartedWorker, RestartPolicy
+from orchestrator_svc.launchers.kubernetes import names, words
+from orchestrator_svc.launchers.kubernetes.api import EVENT, JOB, Object
+from orchestrator_svc.launchers.kubernetes.manifests import GRPC_PORT
+from orchestrator_svc.metrics import WORKER_RESTARTS
+from surogate.errors import AlreadyExistsError, FailedPreconditionError, SurogateError
+from surogate.rpc import address
+from surogate.telemetry.log import get_logger
+
+if TYPE_CHECKING:
+    from orchestrator_svc.launchers.kubernetes.pool import KubernetesPool
+
+_log = get_logger("launcher")
+_LOOK_SECONDS = 5.0
+"""How often a worker is looked at when nothing is heard of it."""
+_NO_POD_SECONDS = 3.0
+"""A Job that has had no pod for so long has a reason, which its events tell."""
+_LOG_LINES, _KEPT_LINES = 15, 2000
+_SAVE_SECONDS = 10.0
+
+
+class KubernetesWorker(RestartedWorker):
+    """A worker through its Jobs. `launch` starts a task that keeps it alive until `stop`, or lets go at `release`."""
+
+    def __init__(self, spec: WorkerSpec, pool: KubernetesPool, policy: RestartPolicy) -> None:
+        super().__init__(spec.component, spec.index, pool.security)
+        self.spec = spec
+        self._pool = pool
+        self._budget = RestartBudget(policy)
+        self._incarnation = 1
+        self._job: Object | None = None
+        self._pod_uid = ""
+        self._lost = ""
+        """How the pod before ended, until another one is up within the same Job."""
+        self._last_lines = ""
+        self._seen_without_pod = 0.0
+        self._keeper: asyncio.Task[None] | None = None
+
+    def launch(self, found: Sequence[Object] = ()) -> None:
+        """Starts the worker, or goes on with the newest of the Jobs that an earlier orchestrator made for it."""
+        self._incarnation = max([1, *(incarnation_of(job) for job in found)])
+        self._restarts = self._incarnation - 1
+        self._keeper = asyncio.create_task(self._keep(), name=f"keep-{self.name}")
+
+    async def release(self) -> None:
+        """Lets go of the worker, which goes on."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._keeper
+        await self._closed()
+
+    async def stop(self) -> None:
+        """Deletes the worker's Job and its pods, after their logs were saved. Idempotent."""
+        await self.release()
+        job, self._job = self._job, None
+        if job is not None:
+            await self._save_logs(job)
+            await self._pool.api.delete(JOB, job["metadata"]["name"], job["metadata"]["uid"])
+
+    async def follow_log(self, tail: int) -> AsyncIterator[str]:
+        """The last lines of the current pod's log, and new ones until it ends."""
+        for pod in self._pods()[-1:]:
+            container = words.main_container(pod)["name"]
+            async for line in self._pool.api.follow_log(pod["metadata"]["name"], container=container, tail=tail):
+                yield line
+
+    async def read_log(self, tail: int) -> str:
+        """The last lines of the current pod's log."""
+        return await self._log_of(self._pods()[-1:], tail)
+
+    @property
+    def log_file(self) -> Path:
+        """Where the logs of pods that have ended are."""
+        return self._pool.logs / f"{self.name}.log"
+
+    async def _keep(self) -> None:
+        try:
+            while True:
+                end = await self._live()
+                self._down()
+                if (failure := self._verdict(end)) is not None:
+                    _log.error("worker given up", worker=self.name, how=end.text)
+                    await self._tell(failure.message)
+                    self._gave_up(failure)
+                    return
+                await self._prepare_restart(end)
+        except SurogateError as error:
+            failure = WorkerFailedError(f"{self.name} cannot be started: {error}")
+            self._gave_up(failure)
+        except Exception as error:  # noqa: BLE001 - logged, and told to whoever waits for the worker
+            _log.exception("the keeper of a worker failed", worker=self.name)
+            self._gave_up(WorkerFailedError(f"{self.name} could not be kept running: {error}"))
+
+    async def _live(self) -> words.End:
+        """One incarnation, to its end."""
+        job = self._job = await self._create_or_adopt()
+        self._pool.mirror.put_job(job)
+        self._seen_without_pod = time.monotonic()
+        while True:
+            changed = self._pool.mirror.changed()
+            current = await self._newest(job)
+            if current is None or current["metadata"].get("deletionTimestamp"):
+                self._job = None
+                return words.End("was deleted by somebody", moved=True)
+            job = self._job = current
+            pods = self._pool.mirror.pods(job)
+            if end := words.how_ended(job, pods):
+                await self._bury(job, pods)
+                return end
+            await self._observe(job, pods)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await changed.wait()
+
+    async def _create_or_adopt(self) -> Object:
+        body = self._pool.worker_manifest(self.spec, self._incarnation)
+        name = body["metadata"]["name"]
+        found = await self._pool.api.find(JOB, name)
+        if found is None:
+            try:
+                return await self._pool.api.create(JOB, body)
+            except AlreadyExistsError:  # made in this moment, perhaps by this very call before its answer was lost
+                found = await self._pool.api.get(JOB, name)
+        if not self._pool.owns(found):
+            raise FailedPreconditionError(
+                f"there is a Job {name} that is not of this job: delete it, or give the job another id",
+                reason="NAME_TAKEN",
+            )
+        _log.info("worker adopted", worker=self.name, job=name)
+        return found
+
+    async def _newest(self, job: Object) -> Object | None:
+        """The Job as it is now. That the mirror lacks it means nothing before the API server has said so."""
+        name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+        seen = self._pool.mirror.job(name)
+        if seen is None:
+            seen = await self._pool.api.find(JOB, name)
+            if seen is not None:
+                self._pool.mirror.put_job(seen)
+        return seen if seen is not None and seen["metadata"]["uid"] == uid else None
+
+    async def _observe(self, job: Object, pods: Sequence[Object]) -> None:
+        """Takes note of the pod that serves, and of what keeps one from it."""
+        pod = next((pod for pod in reversed(pods) if _node(pod) == 0 and _runs(pod)), None)
+        uid = pod["metadata"]["uid"] if pod is not None else ""
+        if self._pod_uid and uid != self._pod_uid:
+            before = [one for one in pods if one["metadata"]["uid"] == self._pod_uid]
+            self._lost = words.how_pod_ended(before[0]) if before else "lost its pod"
+            self._down()
+        if pod is not None and not self._pod_uid:
+            self._pod_uid = uid
+            self._came_up(self._address_of(job, pod))
+            _log.info("worker is up", worker=self.name, address=self.address, generation=self.generation)
+            if self._lost:
+                self._restarts += 1
+                await self._tell(f"{self.name} {self._lost}; it runs again in another pod (restart {self._restarts})")
+                self._lost = ""
+        await self._say(await self._trouble(job, pods))
+
+    async def _trouble(self, job: Object, pods: Sequence[Object]) -> str:
+        """What keeps the worker from running, in words; empty if nothing does."""
+        if pods or job["spec"].get("suspend"):
+            self._seen_without_pod = time.monotonic()
+        if text := words.why_queued(job):
+            return text
+        if text := next((text for pod in reversed(pods) if (text := words.why_waiting(pod))), ""):
+            return text
+        if time.monotonic() - self._seen_without_pod < _NO_POD_SECONDS:
+            return ""
+        events, _ = await self._pool.api.list(EVENT, fields=f"involvedObject.uid={job['metadata']['uid']}")
+        return words.why_not_created(events)
+
+    async def _say(self, text: str) -> None:
+        if text == self.status_message:
+            return
+        self.status_message = text
+        await self._tell(f"{self.name} {text}" if text else f"{self.name} waits no longer")
+
+    async def _tell(self, text: str) -> None:
+        with suppress(SurogateError):  # a notice that cannot be stored must not keep the worker down
+            await self._pool.job.notice(text, component=self.name)
+
+    def _address_of(self, job: Object, pod: Object) -> str:
+        if self._pool.by_name:
+            return address.join(self._pool.manifests.host(job["metadata"]["name"], self.component), GRPC_PORT)
+        return address.join(pod["status"]["podIP"], GRPC_PORT)
+
+    def _down(self) -> None:
+        self._pod_uid = ""
+        self._went_down()
+
+    def _verdict(self, end: words.End) -> WorkerFailedError | None:
+        """The error with which an ended worker is given up, or None if it is to be started again."""
+        if end.final:
+            return WorkerFailedError(f"{self.name} {end.text}{self._said()}")
+        if not end.moved and self._budget.spent():
+            return WorkerFailedError(f"{self.name} {end.text} after {self._budget.used} restarts{self._said()}")
+        return None
+
+    async def _prepare_restart(self, end: words.End) -> None:
+        delay = 0.0 if end.moved else self._budget.take()
+        self._lost = ""
+        self._incarnation += 1
+        self._restarts += 1
+        WORKER_RESTARTS.labels(self.component).inc()
+        said = "" if end.moved else self._said()
+        await self._tell(f"{self.name} {end.text}; starting it again (restart {self._restarts}){said}")
+        await asyncio.sleep(delay)
+
+    async def _bury(self, job: Object, pods: Sequence[Object]) -> None:
+        """Saves the logs of an ended Job, and deletes it."""
+        self._last_lines = await self._log_of([pod for pod in pods if _failed(pod)] or pods[-1:], _LOG_LINES)
+        await self._save_logs(job)
+        await self._pool.api.delete(JOB, job["metadata"]["name"], job["metadata"]["uid"])
+        self._job = None
+
+    async def _save_logs(self, job: Object) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SAVE_SECONDS):
+                text = await self._log_of(self._pool.mirror.pods(job), _KEPT_LINES)
+                await asyncio.to_thread(_append, self.log_file, text)
+
+    async def _log_of(self, pods: Sequence[Object], lines: int) -> str:
+        texts = []
+        for pod in pods:
+            if not (pod.get("status") or {}).get("containerStatuses"):
+                continue  # nothing has run there yet
+            container = words.main_container(pod)["name"]
+            texts.append(await self._pool.api.log(pod["metadata"]["name"], container=container, tail=lines))
+        return "".join(texts)
+
+    def _pods(self) -> Sequence[Object]:
+        return self._pool.mirror.pods(self._job) if self._job is not None else ()
+
+    def _said(self) -> str:
+        lines = self._last_lines.rstrip()
+        return f"; its log ends with:\n{lines}" if lines else ""
+
+
+def incarnation_of(job: Object) -> int:
+    """Number of the incarnation that a Job is, from 1."""
+    return int(job["metadata"]["labels"].get(names.INCARNATION, "1"))
+
+
+def _runs(pod: Object) -> bool:
+    status = pod.get("status") or {}
+    going = pod["metadata"].get("deletionTimestamp")
+    return status.get("phase") == "Running" and bool(status.get("podIP")) and not going
+
+
+def _failed(pod: Object) -> bool:
+    return bool((pod.get("status") or {}).get("phase") == "Failed")
+
+
+def _node(pod: Object) -> int:
+    return int((pod["metadata"].get("annotations") or {}).get(names.COMPLETION_INDEX, "0"))
+
+
+def _append(file: Path, text: str) -> None:
+    if text:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as out:
+            out.write(text)

@@ -1,0 +1,221 @@
+"""The Kubernetes launcher on a fake cluster: what it makes, what it leaves, and what does it no harm."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
+
+from surogate.v1 import job_pb2
+from tests.helpers.kube import Cluster
+from tests.helpers.kube_jobs import TrainerPods, training_on
+from tests.helpers.orchestrator import Orchestrator, sft_config
+
+State = job_pb2.Job
+LEFT = ("jobs", "pods", "services", "configmaps")
+
+
+async def nothing_left(cluster: Cluster) -> None:
+    await cluster.until(lambda: not any(cluster.api.objects[plural] for plural in LEFT))
+
+
+async def started(orchestrator: Orchestrator, **fields: Any) -> str:
+    """A job that has done a step."""
+    job = await orchestrator.create(sft_config(max_steps=40), job_id="one", **fields)
+    await orchestrator.until_step(job.name, 1)
+    return job.name
+
+
+def notices(events: list[job_pb2.JobEvent]) -> str:
+    return "\n".join(event.notice.text for event in events if event.HasField("notice"))
+
+
+async def test_a_job_runs_in_a_pod_and_leaves_nothing(tmp_path: Path) -> None:
+    async with training_on(tmp_path) as (orchestrator, cluster):
+        job = await orchestrator.create(sft_config(), job_id="one")
+        ended = await orchestrator.ended(job.name)
+        assert (ended.state, ended.step) == (State.STATE_SUCCEEDED, 5), ended.status_message
+        await nothing_left(cluster)
+
+
+async def test_everything_is_owned_and_labelled(tmp_path: Path) -> None:
+    async with training_on(tmp_path, TrainerPods(0.05)) as (orchestrator, cluster):
+        await started(orchestrator)
+        [anchor] = cluster.api.objects["configmaps"].values()
+        labels = {
+            "app.kubernetes.io/name": "surogate",
+            "app.kubernetes.io/managed-by": "surogate-orchestrator",
+            "surogate.dev/job": "one",
+        }
+        [job] = cluster.api.objects["jobs"].values()
+        [service] = cluster.api.objects["services"].values()
+        [pod] = cluster.pods
+        for item in (anchor, job, service, pod):
+            assert labels.items() <= item["metadata"]["labels"].items()
+        for item in (job, service):
+            [owner] = item["metadata"]["ownerReferences"]
+            assert owner["uid"] == anchor["metadata"]["uid"]
+        assert service["spec"]["clusterIP"] == "None"
+        assert pod["spec"]["subdomain"] == service["metadata"]["name"]
+        assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+
+
+async def test_each_deletion_says_what_becomes_of_the_pods(tmp_path: Path) -> None:
+    """Both traps: no policy orphans a Job's pods, and a body without one wins over the query."""
+    async with training_on(tmp_path) as (orchestrator, cluster):
+        await orchestrator.ended((await orchestrator.create(sft_config(), job_id="one")).name)
+        deletions = [request for request in cluster.api.requests if request.method == "DELETE"]
+        assert {request.plural for request in deletions} == {"jobs", "configmaps"}
+        for request in deletions:
+            assert request.query["propagationPolicy"] == "Background"
+            assert request.body["propagationPolicy"] == "Background"
+            assert request.body["preconditions"]["uid"]
+
+
+async def test_a_cancelled_job_leaves_nothing(tmp_path: Path) -> None:
+    async with training_on(tmp_path, TrainerPods(0.05)) as (orchestrator, cluster):
+        name = await started(orchestrator)
+        await orchestrator.cancel(name)
+        assert (await orchestrator.ended(name)).state == State.STATE_CANCELLED
+        await nothing_left(cluster)
+
+
+async def test_a_dead_trainer_pod_is_replaced_and_training_goes_on(tmp_path: Path) -> None:
+    async with training_on(tmp_path, TrainerPods(0.05)) as (orchestrator, cluster):
+        job = await orchestrator.create(sft_config(max_steps=12), job_id="one")
+        await orchestrator.until_step(job.name, 3)
+        cluster.said[cluster.pod("trainer")["metadata"]["name"]] = ["loading", "CUDA error: out of memory"]
+        await cluster.fail(cluster.pod("trainer"), 1)
+        events = await orchestrator.history(job.name)
+        ended = await orchestrator.get(job.name)
+        assert (ended.state, ended.step) == (State.STATE_SUCCEEDED, 12), ended.status_message
+        assert "trainer-0 ended with exit code 1; starting it again (restart 1)" in notices(events)
+        assert "CUDA error: out of memory" in notices(events)
+        assert "CUDA error" in (tmp_path / "out" / "logs" / "trainer-0.log").read_text()
+        await nothing_left(cluster)
+
+
+@pytest.mark.parametrize("code", [0, 143])
+async def test_a_drained_node_costs_no_restart_of_the_budget(tmp_path: Path, code: int) -> None:
+    """A service that ends in good order exits with 0: its Job is then complete, and the worker is not."""
+    async with training_on(tmp_path, TrainerPods(0.05), max_worker_restarts=0) as (orchestrator, cluster):
+        job = await orchestrator.create(sft_config(max_steps=12), job_id="one")
+        await orchestrator.until_step(job.name, 3)
+        await cluster.evict(cluster.pod("trainer"), code)
+        ended = await orchestrator.ended(job.name)
+        assert (ended.state, ended.step) == (State.STATE_SUCCEEDED, 12), ended.status_message
+
+
+async def test_a_crash_loop_ends_with_the_last_lines_of_the_log(tmp_path: Path) -> None:
+    async with training_on(tmp_path, max_worker_restarts=1) as (orchestrator, cluster):
+        cluster.holds = True
+        job = await orchestrator.create(sft_config(), job_id="one")
+        for _ in range(2):
+            pod = await cluster.until(lambda: next((one for one in cluster.pods if not _ended(one)), None))
+            cluster.said[pod["metadata"]["name"]] = ["ModuleNotFoundError: No module named 'torch'"]
+            await cluster.fail(pod, 1)
+        ended = await orchestrator.ended(job.name)
+        assert ended.state == State.STATE_FAILED
+        assert "trainer-0 ended with exit code 1 after 1 restarts" in ended.status_message
+        assert "No module named 'torch'" in ended.status_message
+        await nothing_left(cluster)
+
+
+def _ended(pod: Any) -> bool:
+    return pod["status"]["phase"] in {"Failed", "Succeeded"}
+
+
+async def test_a_restarted_orchestrator_adopts_its_pods(tmp_path: Path) -> None:
+    pods = TrainerPods(0.05)
+    async with training_on(tmp_path, pods) as (orchestrator, cluster):
+        name = await started(orchestrator)
+        [before] = [pod["metadata"]["uid"] for pod in cluster.pods]
+        assert orchestrator.runner is not None
+        await orchestrator.runner.stop()
+        assert [pod["metadata"]["uid"] for pod in cluster.pods] == [before]
+        orchestrator.runner.start()
+        ended = await orchestrator.ended(name)
+        assert (ended.state, ended.step) == (State.STATE_SUCCEEDED, 40), ended.status_message
+        assert len(pods.trainers) == 1
+        created = [request for request in cluster.api.requests if (request.method, request.plural) == ("POST", "jobs")]
+        assert len(created) == 1
+        await nothing_left(cluster)
+
+
+async def test_an_answer_that_was_lost_makes_no_second_pod(tmp_path: Path) -> None:
+    pods = TrainerPods()
+    async with training_on(tmp_path, pods) as (orchestrator, cluster):
+        cluster.api.lost_answers = 3
+        ended = await orchestrator.ended((await orchestrator.create(sft_config(), job_id="one")).name)
+        assert ended.state == State.STATE_SUCCEEDED, ended.status_message
+        assert len(pods.trainers) == 1
+        await nothing_left(cluster)
+
+
+async def test_a_lost_watch_throttling_and_an_absent_api_server_do_no_harm(tmp_path: Path) -> None:
+    pods = TrainerPods(0.05)
+    async with training_on(tmp_path, pods) as (orchestrator, cluster):
+        name = await started(orchestrator)
+        cluster.api.expire()
+        cluster.api.throttled, cluster.api.retry_after = 3, 0.1
+        await asyncio.sleep(0.2)
+        cluster.api.down = True
+        cluster.api.cut()
+        await asyncio.sleep(1.0)
+        cluster.api.down = False
+        ended = await orchestrator.ended(name)
+        assert (ended.state, ended.step) == (State.STATE_SUCCEEDED, 40), ended.status_message
+        assert len(pods.trainers) == 1
+        await nothing_left(cluster)
+
+
+async def test_what_was_left_while_the_api_server_was_away_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_svc.runner.SWEEP_SECONDS", 0.2)
+    async with training_on(tmp_path, TrainerPods(0.05), api_patience=0.2) as (orchestrator, cluster):
+        name = await started(orchestrator)
+        cluster.api.down = True
+        cluster.api.cut()
+        await orchestrator.cancel(name)
+        assert (await orchestrator.ended(name)).state == State.STATE_CANCELLED
+        assert cluster.pods
+        cluster.api.down = False
+        await nothing_left(cluster)
+
+
+async def test_what_the_job_does_not_own_stays(tmp_path: Path) -> None:
+    """A Job of the same name that somebody else made: the job fails and says so, and the Job is untouched."""
+    async with training_on(tmp_path) as (orchestrator, cluster):
+        spec = {"completions": 1, "suspend": True, "template": {"metadata": {"labels": {}}, "spec": {}}}
+        other = cluster.api.add("jobs", {"metadata": {"name": "sg-one-trainer-0-1"}, "spec": spec})
+        ended = await orchestrator.ended((await orchestrator.create(sft_config(), job_id="one")).name)
+        assert ended.state == State.STATE_FAILED
+        assert "a Job sg-one-trainer-0-1 that is not of this job" in ended.status_message
+        await cluster.until(lambda: not cluster.api.objects["configmaps"])
+        assert cluster.api.objects["jobs"] == {"sg-one-trainer-0-1": other}
+
+
+async def test_an_id_that_is_used_again_does_not_meet_its_predecessor(tmp_path: Path) -> None:
+    async with training_on(tmp_path, TrainerPods(0.05)) as (orchestrator, cluster):
+        anchor = {"app.kubernetes.io/name": "surogate", "app.kubernetes.io/instance": "surogate"}
+        anchor |= {"app.kubernetes.io/managed-by": "surogate-orchestrator", "surogate.dev/job": "one"}
+        metadata = {"name": "sg-one", "labels": anchor, "annotations": {"surogate.dev/run": "an earlier one"}}
+        old = cluster.api.add("configmaps", {"metadata": metadata})
+        await started(orchestrator)
+        new = cluster.api.objects["configmaps"]["sg-one"]
+        assert new["metadata"]["uid"] != old["metadata"]["uid"]
+
+
+async def test_a_mistake_in_a_template_is_told_by_its_field(tmp_path: Path) -> None:
+    async with training_on(tmp_path) as (orchestrator, cluster):
+        file = tmp_path / "templates" / "trainer.yaml"
+        file.write_text(file.read_text().replace("containers:", "nodeSelektor: {a: b}\n  containers:"))
+        ended = await orchestrator.ended((await orchestrator.create(sft_config(), job_id="one")).name)
+        assert ended.state == State.STATE_FAILED
+        assert 'unknown field "spec.template.spec.nodeSelektor"' in ended.status_message
+        await nothing_left(cluster)
