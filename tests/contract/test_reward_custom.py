@@ -1,11 +1,11 @@
-"""The example of a reward service of one's own, run as a process and asked as the orchestrator would."""
+"""The examples of reward services of one's own, run as processes and asked as the orchestrator would."""
 
 import ast
 import json
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,19 @@ import grpc
 import pytest
 from google.protobuf.json_format import ParseDict
 
+from surogate.reward.conformance import Verdict, Wishes, check_service
+from surogate.rpc.channel import ClientSecurity
 from surogate.v1 import job_pb2, reward_pb2, reward_pb2_grpc
+from tests.helpers import custom_rewards as custom
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SERVER = EXAMPLES / "custom_reward" / "python" / "server.py"
+SERVER = EXAMPLES / "custom_reward" / "python" / "stubs_only.py"
 
 
 @pytest.fixture(scope="module")
 def stub() -> Iterator[Any]:
-    command = [sys.executable, str(SERVER), "127.0.0.1:0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        port = process.stdout.readline().split()[-1]
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield reward_pb2_grpc.RewardServiceStub(channel)
-        process.kill()
+    with custom.stubs_only() as address, grpc.insecure_channel(address) as channel:
+        yield reward_pb2_grpc.RewardServiceStub(channel)
 
 
 def test_it_is_short_and_needs_only_the_stubs_and_grpcio() -> None:
@@ -63,6 +61,44 @@ def test_it_refuses_what_it_does_not_know(stub: Any) -> None:
     request = reward_pb2.ScoreRolloutsRequest(environment="consonants")
     with pytest.raises(grpc.RpcError, match="there is vowels"):
         stub.ScoreRollouts(request, timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("example", "advice"),
+    [
+        (custom.sdk, set()),
+        (custom.stubs_only, {"health", "reflection", "unknown-argument"}),
+        (custom.go, set()),
+    ],
+    ids=["sdk", "stubs", "go"],
+)
+async def test_the_examples_keep_to_the_contract(
+    example: Callable[[], AbstractContextManager[str]], advice: set[str]
+) -> None:
+    with example() as address:
+        report = await check_service(address, Wishes("vowels"), ClientSecurity())
+    assert report.ok
+    assert {finding.check for finding in report.findings if finding.verdict is Verdict.ADVICE} == advice
+
+
+@pytest.mark.parametrize("language", ["python", "typescript", "go"])
+def test_its_image_is_built_in_stages_from_a_given_base_and_runs_as_nobody(language: str) -> None:
+    folder = EXAMPLES / "custom_reward" / language
+    text = (folder / "Dockerfile").read_text()
+    bases = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    given = dict(re.findall(r"^ARG (\w+_IMAGE)=(\S+)", text, re.MULTILINE))
+    assert len(bases) > 1 and {base.strip("${}") for base in bases} == set(given)
+    assert all(":" in image and not image.endswith(":latest") for image in given.values())
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", text.rpartition("FROM")[2], re.MULTILINE)
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text.replace("\\\n", " "), re.MULTILINE)
+    for name in " ".join(copied).split():
+        assert (EXAMPLES.parent / name).exists(), name
+
+
+def test_the_lockfile_names_no_registry() -> None:
+    lock = json.loads((EXAMPLES / "custom_reward" / "typescript" / "package-lock.json").read_text())
+    assert len(lock["packages"]) > 20
+    assert not [name for name, package in lock["packages"].items() if "resolved" in package]
 
 
 def test_its_prompts_are_there() -> None:

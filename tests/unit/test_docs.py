@@ -27,7 +27,7 @@ PAGES = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md")
     for path in ROOT.glob(pattern)
-    if not {".venv", "build"} & set(path.relative_to(ROOT).parts)
+    if not {".venv", "build", "node_modules"} & set(path.relative_to(ROOT).parts)
 )
 SERVICES = ("trainer", "inference", "orchestrator", "reward")
 

@@ -1,53 +1,19 @@
-"""A reward service of one's own, on nothing but the generated stubs and grpcio: rewards completions for their vowels.
+"""A reward service on the SDK: rewards completions for their vowels.
 
-python server.py [HOST:PORT]
+python server.py --listen 127.0.0.1:50080
 """
 
-import sys
-from concurrent.futures import ThreadPoolExecutor
-
-import grpc
-
-from surogate.v1 import reward_pb2, reward_pb2_grpc
-
-ENVIRONMENT = "vowels"
+from surogate.reward import reward, serve
 
 
-def score(text: str) -> float:
-    """Share of vowels among the letters. Raises ValueError for a text without letters: that has no share."""
-    letters = [char for char in text.lower() if char.isalpha()]
-    if not letters:
+@reward("vowels", min_reward=0, max_reward=1)
+def vowels(completion: str) -> float:
+    """Share of vowels among the letters."""
+    letters = [char for char in completion if char.isalpha()]
+    if not letters:  # an exception is an error of this rollout, never a reward of 0
         raise ValueError("no letters in the completion")
-    return sum(char in "aeiou" for char in letters) / len(letters)
-
-
-class VowelReward(reward_pb2_grpc.RewardServiceServicer):
-    """The two methods that a reward service must have."""
-
-    def ListEnvironments(self, request, context):
-        environment = reward_pb2.Environment(
-            id=ENVIRONMENT, description="Share of vowels.", min_reward=0, max_reward=1, deterministic=True
-        )
-        return reward_pb2.ListEnvironmentsResponse(environments=[environment])
-
-    def ScoreRollouts(self, request, context):
-        if request.environment != ENVIRONMENT:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no environment {request.environment!r}; there is {ENVIRONMENT}")
-        results = []
-        for rollout in request.rollouts:  # every rollout is answered, in order
-            result = reward_pb2.RolloutResult(rollout_id=rollout.rollout_id)
-            try:
-                result.score.reward = score(rollout.completion)
-            except ValueError as error:  # what cannot be scored is an error, never a reward of 0
-                result.error.code, result.error.message = grpc.StatusCode.INVALID_ARGUMENT.value[0], str(error)
-            results.append(result)
-        return reward_pb2.ScoreRolloutsResponse(results=results)
+    return sum(char in "aeiouAEIOU" for char in letters) / len(letters)
 
 
 if __name__ == "__main__":
-    server = grpc.server(ThreadPoolExecutor(max_workers=8))
-    reward_pb2_grpc.add_RewardServiceServicer_to_server(VowelReward(), server)
-    port = server.add_insecure_port(sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:50080")
-    server.start()
-    print(f"listening on port {port}", flush=True)
-    server.wait_for_termination()
+    serve(vowels)
