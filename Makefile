@@ -123,6 +123,10 @@ images: ## Build the container images: make images VARIANT=gpu REPOSITORY=regist
 wheels: setup ## Collect wheels in images/wheels, so that `make images` needs no package index
 	PYTHON=$(abspath $(BIN)/python) images/wheels.sh images/wheels $(IMAGES)
 
+.PHONY: checkov
+checkov: setup ## Install checkov for the slow tests of manifests, in an environment of its own: its pins are not ours
+	@test -x $(VENV)/checkov/bin/checkov || { $(PYTHON) -m venv $(VENV)/checkov && $(VENV)/checkov/bin/pip install --quiet checkov==3.3.30; }
+
 .PHONY: clean
 clean: ## Remove what was built and cached (not .venv)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache surogate/v1 surogate/internal

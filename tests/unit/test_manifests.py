@@ -1,0 +1,181 @@
+"""The Kubernetes manifests, rendered: schemas, rules of our own, and what our own services need of them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from surogate.config.service import ServiceSettings
+from tests.helpers.manifests import check
+from tests.helpers.manifests.objects import Cluster, Pod, pods_of, render
+from tests.helpers.manifests.shipped import KUSTOMIZATIONS, NO_KUBECTL, ROOT, cluster, text
+
+pytestmark = pytest.mark.skipif(bool(NO_KUBECTL), reason=NO_KUBECTL or "kubectl is there")
+VERSION = "1.36"
+OTHERS = ("kueue.x-k8s.io/", "keda.sh/", "cert-manager.io/", "monitoring.coreos.com/", "surogate.dev/")
+"""Groups of resources that are not Kubernetes' own, for which it has no schemas."""
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_our_rules_find_nothing(name: str) -> None:
+    assert [str(finding) for finding in check(cluster(name))] == []
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_every_object_is_of_its_schema_and_has_no_unknown_field(name: str) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    checked = 0
+    for one in cluster(name).objects:
+        if not one["apiVersion"].startswith(OTHERS):
+            kubernetes_validate.validate(one, VERSION, strict=True)
+            checked += 1
+    assert checked > 15
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_the_pod_templates_are_of_a_pods_schema(name: str) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    (templates,) = (one for one in cluster(name).of("ConfigMap") if "trainer.yaml" in one["data"])
+    assert sorted(templates["data"]) == ["inference.yaml", "reward.yaml", "trainer.yaml"]
+    for file, content in templates["data"].items():
+        template = yaml.safe_load(content)
+        assert template.keys() == {"metadata", "spec"}, "what a pod template has"
+        pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "x", **template["metadata"]}}
+        kubernetes_validate.validate(pod, VERSION, strict=True)
+        assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == file.removesuffix(".yaml")
+        assert pod["spec"]["containers"][0]["image"].startswith(f"surogate-{file.removesuffix('.yaml')}:")
+
+
+SKIPPED = {
+    "CKV_K8S_15": "imagePullPolicy Always: tags are versions, and a node without the registry should still start pods",
+    "CKV_K8S_43": "digests: the images are built by whoever installs them; `images:` in an overlay sets digests",
+    "CKV_K8S_38": "a mounted token: the orchestrator's, which is what its role is for; our rules check the others",
+    "CKV_K8S_35": "secrets as variables: libpq and the AWS SDK read them there",
+}
+"""checkov's rules that we break, and why."""
+
+
+def checkov() -> str:
+    """The program, installed in an environment of its own by `make checkov`; empty where it is not."""
+    beside = ROOT / ".venv" / "checkov" / "bin" / "checkov"
+    return str(beside) if beside.exists() else shutil.which("checkov") or ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not checkov(), reason="needs checkov: make checkov")
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_checkov_finds_nothing_but_what_we_explain(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "manifests.yaml"
+    file.write_text(text(name))
+    skip = [part for rule in SKIPPED for part in ("--skip-check", rule)]
+    command = [
+        checkov(),
+        "--framework",
+        "kubernetes",
+        "--skip-download",
+        "--compact",
+        "--quiet",
+        *skip,
+        "-f",
+        str(file),
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def variables(pod: Pod, shared: Cluster) -> dict[str, str]:
+    """Variables that a pod's service finds, as far as they are no secrets."""
+    container = pod.service_containers()[0]
+    found: dict[str, str] = {}
+    for source in container.get("envFrom") or []:
+        config = shared.find("ConfigMap", (source.get("configMapRef") or {}).get("name", ""))
+        found |= (config or {}).get("data", {})
+    return found | {variable["name"]: variable.get("value", "") for variable in container.get("env") or []}
+
+
+def settings_of(component: str) -> type[ServiceSettings]:
+    from inference_svc.settings import InferenceSettings
+    from orchestrator_svc.settings import OrchestratorSettings
+    from reward_svc.settings import BuiltInSettings
+    from trainer_svc.settings import TrainerSettings
+
+    found: dict[str, type[ServiceSettings]] = {
+        "trainer": TrainerSettings,
+        "inference": InferenceSettings,
+        "orchestrator": OrchestratorSettings,
+        "reward": BuiltInSettings,
+    }
+    return found[component]
+
+
+COMING = {"namespace"}
+"""Settings of the Kubernetes launcher."""
+
+
+def our_pods(name: str) -> list[Pod]:
+    """Pods that run our own images."""
+    pods = [pod for one in cluster(name).objects for pod in pods_of(one)]
+    return [pod for pod in pods if pod.service_containers()[0]["image"].startswith("surogate-")]
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_variables_and_flags_are_settings_of_the_service(name: str) -> None:
+    shared = cluster(name)
+    for pod in our_pods(name):
+        component = pod.labels["app.kubernetes.io/component"]
+        prefix = f"SUROGATE_{component.upper()}_"
+        known = settings_of(component).model_fields.keys() | COMING
+        given = variables(pod, shared)
+        for variable in given:
+            if variable.startswith(prefix):
+                assert variable.removeprefix(prefix).lower() in known, f"{pod.where}: {variable}"
+        for flag in pod.service_containers()[0].get("args") or []:
+            assert flag.removeprefix("--").partition("=")[0].replace("-", "_") in known, f"{pod.where}: {flag}"
+        assert float(given[f"{prefix}MAX_CONNECTION_AGE"]) <= 300, "else a new replica gets no calls"
+        assert given[f"{prefix}HEALTH_LISTEN"].endswith(":50052"), "where the probes ask"
+
+
+def test_a_new_replica_gets_calls_within_45_seconds() -> None:
+    """A client resolves names again at most every 30 s, and not before a connection ends."""
+    for pod in our_pods("base"):
+        component = pod.labels["app.kubernetes.io/component"]
+        if component in {"inference", "reward"}:
+            age = float(variables(pod, cluster("base"))[f"SUROGATE_{component.upper()}_MAX_CONNECTION_AGE"])
+            assert age + 22 <= 45, pod.where
+
+
+def test_probes_ask_for_services_that_there_are() -> None:
+    from orchestrator_svc.launchers.base import HEALTH_SERVICE
+
+    services = {**HEALTH_SERVICE, "orchestrator": "surogate.v1.JobService"}
+    for pod in our_pods("overlays/gpu-multinode"):
+        container = pod.service_containers()[0]
+        assert container["readinessProbe"]["grpc"]["service"] == services[pod.labels["app.kubernetes.io/component"]]
+        assert container["livenessProbe"]["grpc"]["service"] == "grpc.health.v1.Health"
+
+
+@pytest.mark.parametrize("component", sorted(path.name for path in (ROOT / "k8s" / "components").iterdir()))
+def test_every_component_goes_on_top_of_the_base(component: str, tmp_path: Path) -> None:
+    """Also by itself, so that an overlay of one's own can take any of them."""
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    overlay = tmp_path / "k8s" / "overlays" / "mine"
+    overlay.mkdir()
+    kustomization: dict[str, Any] = {"resources": ["../../base"], "components": [f"../../components/{component}"]}
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    assert render(overlay) != text("base")
+
+
+def test_images_and_tags_are_those_that_make_images_builds() -> None:
+    import tomllib
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    for name in KUSTOMIZATIONS:
+        for pod in our_pods(name):
+            image = pod.service_containers()[0]["image"]
+            component = pod.labels["app.kubernetes.io/component"]
+            assert image in {f"surogate-{component}:{version}", f"surogate-{component}:{version}-gpu"}
