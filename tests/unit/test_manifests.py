@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -113,8 +114,6 @@ def settings_of(component: str) -> type[ServiceSettings]:
     return found[component]
 
 
-COMING = {"namespace"}
-"""Settings of the Kubernetes launcher."""
 
 
 def our_pods(name: str) -> list[Pod]:
@@ -129,7 +128,7 @@ def test_variables_and_flags_are_settings_of_the_service(name: str) -> None:
     for pod in our_pods(name):
         component = pod.labels["app.kubernetes.io/component"]
         prefix = f"SUROGATE_{component.upper()}_"
-        known = settings_of(component).model_fields.keys() | COMING
+        known = settings_of(component).model_fields.keys()
         given = variables(pod, shared)
         for variable in given:
             if variable.startswith(prefix):
@@ -168,6 +167,17 @@ def test_every_component_goes_on_top_of_the_base(component: str, tmp_path: Path)
     kustomization: dict[str, Any] = {"resources": ["../../base"], "components": [f"../../components/{component}"]}
     (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     assert render(overlay) != text("base")
+
+
+def test_keda_asks_for_a_metric_that_there_is() -> None:
+    from surogate.reward import metrics as _metrics  # registers them
+    from surogate.telemetry.metrics import REGISTRY
+
+    assert _metrics is not None
+    known = {metric.name for metric in REGISTRY.collect()}
+    (scaled,) = cluster("overlays/gpu-multinode").of("ScaledObject")
+    for trigger in scaled["spec"]["triggers"]:
+        assert set(re.findall(r"surogate_[a-z_]+", trigger["metadata"]["query"])) <= known
 
 
 def test_images_and_tags_are_those_that_make_images_builds() -> None:
