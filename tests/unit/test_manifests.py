@@ -114,8 +114,6 @@ def settings_of(component: str) -> type[ServiceSettings]:
     return found[component]
 
 
-
-
 def our_pods(name: str) -> list[Pod]:
     """Pods that run our own images."""
     pods = [pod for one in cluster(name).objects for pod in pods_of(one)]
