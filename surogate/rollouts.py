@@ -7,7 +7,7 @@ write loses no earlier row. Any tool that reads Parquet reads the folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ SCHEMA = pa.schema(
         ("prompt", pa.string()),  # JSON: a list of messages
         ("answer", pa.string()),
         ("fields", pa.string()),  # JSON: further fields of the example
-        ("completion", pa.string()),
+        ("completion", pa.string()),  # of an episode: the model's last turn
+        ("turns", pa.int32()),  # of the model
+        ("messages", pa.string()),  # JSON: what was said after the prompt, of an episode; else an empty list
+        ("state", pa.string()),  # JSON: what the environment remembered of the episode
         ("reward", pa.float64()),
         ("components", pa.map_(pa.string(), pa.float64())),
         ("fate", pa.string()),  # trained, or why not: zero_signal, surplus
@@ -40,13 +43,20 @@ SCHEMA = pa.schema(
         ("scored_by", pa.string()),  # address of the reward service, or "built-in"
         ("prompt_ids", pa.list_(pa.int32())),
         ("token_ids", pa.list_(pa.int32())),
-        ("logprobs", pa.list_(pa.float32())),
+        ("logprobs", pa.list_(pa.float32())),  # 0 for tokens of the environment
+        ("sampled", pa.list_(pa.bool_())),  # whether the token is the model's, and trained on
         ("time", pa.timestamp("ms", tz="UTC")),
     ]
 )
 
-TEXT_COLUMNS = [name for name in SCHEMA.names if name not in ("prompt_ids", "token_ids", "logprobs")]
+TEXT_COLUMNS = [name for name in SCHEMA.names if name not in ("prompt_ids", "token_ids", "logprobs", "sampled")]
 """What people read: all but token ids and logprobs."""
+
+
+def num_sampled(row: Mapping[str, Any]) -> int:
+    """Tokens of a stored rollout that the model made."""
+    sampled = row.get("sampled")
+    return len(row["token_ids"]) if sampled is None else sum(sampled)
 
 
 def write_step(output_dir: Path, step: int, rows: Sequence[dict[str, Any]]) -> Path:
@@ -99,7 +109,8 @@ def read_steps(
     for step, path in files:
         if first <= step <= (step if last is None else last):
             try:
-                table = pq.read_table(path, columns=list(columns) if columns else None)
+                # By our schema: columns that older files do not have are null.
+                table = pq.read_table(path, columns=list(columns) if columns else None, schema=SCHEMA)
             except (OSError, pa.ArrowException) as error:
                 raise DataLossError(f"{path} cannot be read: {error}") from error
             yield step, table.to_pylist(maps_as_pydicts="lossy")

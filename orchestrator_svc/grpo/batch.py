@@ -10,35 +10,16 @@ from dataclasses import dataclass, field
 from orchestrator_svc.grpo.advantage import has_signal
 from orchestrator_svc.grpo.clock import Stopwatch
 from orchestrator_svc.grpo.draws import Drawer
+from orchestrator_svc.grpo.episodes import Played, Player, Wanted
+from orchestrator_svc.grpo.fatal import FATAL
 from orchestrator_svc.grpo.filters import sort_out
-from orchestrator_svc.grpo.generation import GenerationRequest, Generator
 from orchestrator_svc.grpo.groups import Cause, Draw, Dropped, Group, Rollout
 from orchestrator_svc.grpo.plan import Plan
-from orchestrator_svc.grpo.replicas import ReplicasLostError
-from orchestrator_svc.grpo.scoring import Scorer
+from orchestrator_svc.grpo.scoring import Environment, Scorer
 from orchestrator_svc.grpo.tasks import stop
-from orchestrator_svc.grpo.tokenizer import ChatTokenizer
-from orchestrator_svc.launchers.base import WorkerFailedError
-from surogate.errors import (
-    FailedPreconditionError,
-    NotFoundError,
-    PermissionDeniedError,
-    SurogateError,
-    UnauthenticatedError,
-    UnimplementedError,
-)
+from surogate.errors import FailedPreconditionError, SurogateError
 
-FATAL = (
-    ReplicasLostError,
-    WorkerFailedError,
-    NotFoundError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-    UnimplementedError,
-)
-"""Failures that another prompt would meet as well: the job fails with them."""
-
-_BROKEN = (Cause.REWARD, Cause.GENERATION)
+_BROKEN = (Cause.REWARD, Cause.GENERATION, Cause.ENVIRONMENT)
 _SCORED = (Cause.ZERO_SIGNAL, Cause.SURPLUS)
 """Causes for which a group is dropped after it was scored."""
 
@@ -90,14 +71,11 @@ class Batch:
 class Collector:
     """Makes a group of rollouts of every prompt, and batches of groups."""
 
-    def __init__(
-        self, plan: Plan, drawer: Drawer, generator: Generator, scorer: Scorer, tokenizer: ChatTokenizer
-    ) -> None:
+    def __init__(self, plan: Plan, drawer: Drawer, player: Player, scorer: Scorer) -> None:
         self._plan = plan
         self._drawer = drawer
-        self._generator = generator
+        self._player = player
         self._scorer = scorer
-        self._tokenizer = tokenizer
 
     async def collect(self, step: int) -> Batch:
         """Collects the batch of a step. Dropped groups are replaced as long as the plan's budget lasts.
@@ -137,25 +115,19 @@ class Collector:
 
     async def _group(self, batch: Batch, draw: Draw) -> Group | Dropped:
         """The rollouts of a prompt, with rewards that differ; or why there are none to train on."""
-        try:
-            with batch.generating.running():
-                rollouts = await self._generate(batch, draw)
-        except FATAL:
-            raise
-        except SurogateError as error:
-            return Dropped(draw, Cause.GENERATION, str(error))
-        if len(rollouts) < self._plan.min_group:
-            return Dropped(draw, Cause.GENERATION, "the engine gave up on the rollouts")
-        rollouts = self._filter(batch, rollouts)
+        played = await self._play(batch, draw)
+        if isinstance(played, Dropped):
+            return played
+        rollouts = self._filter(batch, played.rollouts)
         if len(rollouts) < self._plan.min_group:
             return Dropped(draw, Cause.FILTERED)
         group = Group(draw, rollouts, batch.temperature)
         if batch.step - 1 - group.oldest_version > self._plan.max_off_policy_steps:
             return Dropped(draw, Cause.STALE, group=group)
         try:
-            group.scored_by = self._scorer.source(draw.prompt.environment)
+            group.scored_by = played.environment.endpoint.name
             with batch.scoring.running():
-                group.rollouts, problem = await self._score(draw, rollouts)
+                group.rollouts, problem = await self._score(played.environment, draw, rollouts)
         except FATAL:
             raise
         except SurogateError as error:
@@ -165,6 +137,21 @@ class Collector:
         if len(group.rollouts) < self._plan.min_group:
             return Dropped(draw, Cause.REWARD, problem)
         return group if self._teaches(group) else Dropped(draw, Cause.ZERO_SIGNAL, group=group)
+
+    async def _play(self, batch: Batch, draw: Draw) -> Played | Dropped:
+        """The rollouts of a prompt: as many as a group needs, at least."""
+        try:
+            with batch.generating.running():
+                played = await self._player.play(self._wanted(batch, draw))
+        except FATAL:
+            raise
+        except SurogateError as error:
+            return Dropped(draw, Cause.GENERATION, str(error))
+        if len(played.rollouts) < self._plan.min_group:
+            return Dropped(draw, played.cause, played.problem or "the engine gave up on the rollouts")
+        if played.problem:
+            batch.problems.append(played.problem)
+        return played
 
     def _filter(self, batch: Batch, rollouts: list[Rollout]) -> list[Rollout]:
         kept, found = sort_out(rollouts, self._plan.filters, self._plan.vocabulary)
@@ -178,31 +165,23 @@ class Collector:
             return False
         return has_signal(group.rewards) or not plan.needs_signal
 
-    async def _generate(self, batch: Batch, draw: Draw) -> list[Rollout]:
-        plan, prompt = self._plan, draw.prompt
-        request = GenerationRequest(
-            request_id=draw.group_id,
-            prompt=prompt.token_ids,
-            n=plan.rollouts_per_example,
-            sampling=plan.sampling.params(
-                temperature=batch.temperature,
-                purpose="train",
-                ordinal=draw.ordinal,
-                prompt_tokens=len(prompt.token_ids),
-                context=plan.context,
-            ),
-            min_version=max(0, batch.step - 1 - plan.run_ahead),
+    def _wanted(self, batch: Batch, draw: Draw) -> Wanted:
+        return Wanted(
+            prompt=draw.prompt,
+            group_id=draw.group_id,
+            n=self._plan.rollouts_per_example,
+            purpose="train",
+            ordinal=draw.ordinal,
+            temperature=batch.temperature,
+            min_version=max(0, batch.step - 1 - self._plan.run_ahead),
         )
-        return await self._generator.generate(request)
 
-    async def _score(self, draw: Draw, rollouts: list[Rollout]) -> tuple[list[Rollout], str]:
-        for rollout, text in zip(rollouts, self._tokenizer.decode([r.token_ids for r in rollouts]), strict=True):
-            rollout.text = text
+    async def _score(self, environment: Environment, draw: Draw, rollouts: list[Rollout]) -> tuple[list[Rollout], str]:
         if not self._plan.ask_rewards:
             for rollout in rollouts:
                 rollout.reward = 0.0
             return rollouts, ""
-        return await self._scorer.score(draw.prompt.environment, draw.prompt.example, draw.group_id, rollouts)
+        return await self._scorer.score(environment, draw.prompt.example, draw.group_id, rollouts)
 
 
 def _add(batch: Batch, outcome: Group | Dropped) -> None:

@@ -6,14 +6,13 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator_svc.grpo.batch import FATAL
-from orchestrator_svc.grpo.generation import GenerationRequest, Generator
+from orchestrator_svc.grpo.episodes import Player, Wanted
+from orchestrator_svc.grpo.fatal import FATAL
 from orchestrator_svc.grpo.groups import Prompt, Rollout
 from orchestrator_svc.grpo.metrics import rollout_metrics
 from orchestrator_svc.grpo.plan import Plan
 from orchestrator_svc.grpo.scoring import Scorer
 from orchestrator_svc.grpo.tasks import together
-from orchestrator_svc.grpo.tokenizer import ChatTokenizer
 from surogate.errors import SurogateError
 from surogate.v1 import job_pb2
 
@@ -47,11 +46,10 @@ class Evaluation:
 class Evaluator:
     """Evaluates the policy of a step."""
 
-    def __init__(self, plan: Plan, generator: Generator, scorer: Scorer, tokenizer: ChatTokenizer) -> None:
+    def __init__(self, plan: Plan, player: Player, scorer: Scorer) -> None:
         self._plan = plan
-        self._generator = generator
+        self._player = player
         self._scorer = scorer
-        self._tokenizer = tokenizer
         self._room = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def evaluate(self, held_out: HeldOut, step: int) -> Evaluation:
@@ -88,27 +86,21 @@ class Evaluator:
             return error
 
     async def _rollouts(self, held_out: HeldOut, index: int, prompt: Prompt, step: int) -> list[Rollout]:
-        plan = self._plan
-        group_id = f"eval-{step}-{held_out.environment}-{index:06d}"
-        request = GenerationRequest(
-            request_id=group_id,
-            prompt=prompt.token_ids,
+        wanted = Wanted(
+            prompt=prompt,
+            group_id=f"eval-{step}-{held_out.environment}-{index:06d}",
             n=held_out.rollouts_per_example,
-            sampling=plan.sampling.params(
-                temperature=plan.temperature(step),
-                purpose=f"eval/{held_out.environment}",
-                ordinal=index,
-                prompt_tokens=len(prompt.token_ids),
-                context=plan.context,
-            ),
+            purpose=f"eval/{held_out.environment}",
+            ordinal=index,
+            temperature=self._plan.temperature(step),
             min_version=step,
         )
-        rollouts = await self._generator.generate(request)
-        for rollout, text in zip(rollouts, self._tokenizer.decode([r.token_ids for r in rollouts]), strict=True):
-            rollout.text = text
-        scored, problem = await self._scorer.score(prompt.environment, prompt.example, group_id, rollouts)
+        played = await self._player.play(wanted)
+        if not played.rollouts:
+            raise SurogateError(played.problem or "the engine gave up on the rollouts")
+        scored, problem = await self._scorer.score(played.environment, prompt.example, wanted.group_id, played.rollouts)
         if not scored:
-            raise SurogateError(problem or "the engine gave up on the rollouts")
+            raise SurogateError(problem)
         return scored
 
 
@@ -117,7 +109,7 @@ def shown(environment: str, prompt: Prompt, rollout: Rollout, *, held_out: bool)
     return job_pb2.Sample(
         environment=environment,
         prompt=prompt.example.prompt[-1].content if prompt.example.prompt else "",
-        completion=rollout.text,
+        completion=rollout.transcript,
         answer=prompt.example.answer,
         reward=rollout.reward,
         held_out=held_out,

@@ -30,12 +30,12 @@ def gibberish(rollout: Rollout, vocabulary: int, *, token_id_threshold: int, log
     """Whether some token is rare (its id is above the threshold) and was less likely than one drawn at random from the
     vocabulary, by e^logprob_offset."""
     unlikely = rollout.logprobs < -math.log(vocabulary) - logprob_offset
-    return bool(np.any((rollout.token_ids > token_id_threshold) & unlikely))
+    return bool(np.any(rollout.sampled & (rollout.token_ids > token_id_threshold) & unlikely))
 
 
 def repetition(rollout: Rollout, _vocabulary: int, *, window: int, prob_threshold: float) -> bool:
     """Whether `window` tokens in a row were each more likely than the threshold."""
-    return longest_run(rollout.logprobs > math.log(prob_threshold)) >= window
+    return longest_run(rollout.logprobs[rollout.sampled] > math.log(prob_threshold)) >= window
 
 
 def longest_run(sure_T: NDArray[np.bool_]) -> int:  # noqa: N803 - T: tokens

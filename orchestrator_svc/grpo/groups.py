@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
+from google.protobuf.struct_pb2 import Struct
 from numpy.typing import NDArray
 
 from surogate.v1 import common_pb2, reward_pb2
 
 LENGTH = common_pb2.FINISH_REASON_LENGTH
+ASSISTANT = "assistant"
+"""Role of the model's turns."""
 
 
 class Cause(StrEnum):
@@ -24,6 +27,8 @@ class Cause(StrEnum):
     """Fewer than two of its rollouts could be scored."""
     GENERATION = "generation"
     """Fewer than two of its rollouts were generated."""
+    ENVIRONMENT = "environment"
+    """Fewer than two of its episodes were played to their end, since the environment did not answer."""
     FILTERED = "filtered"
     """Filters left fewer rollouts of it than a group needs."""
     SURPLUS = "surplus"
@@ -68,17 +73,49 @@ class Draw:
 
 @dataclass(slots=True)
 class Rollout:
-    """One completion, and what it earned. Per-token arrays have its length T."""
+    """One completion, or one episode of several turns, and what it earned. Per-token arrays have its length T."""
 
     rollout_id: str
     token_ids: NDArray[np.int32]
+    """What follows the prompt: of an episode the model's turns and, between them, the environment's answers."""
     logprobs: NDArray[np.float32]
+    """The sampler's; 0 for tokens of the environment."""
     finish_reason: common_pb2.FinishReason.ValueType
     spans: list[common_pb2.PolicySpan]
+    """Policy versions that made the model's tokens, in order."""
     reward: float = float("nan")
     """NaN until it is scored."""
     components: dict[str, float] = field(default_factory=dict)
     text: str = ""
+    """The completion; of an episode the model's last turn."""
+    answered: NDArray[np.bool_] | None = None
+    """Which tokens are the environment's; None if there are none."""
+    messages: list[common_pb2.ChatMessage] = field(default_factory=list)
+    """What was said after the prompt, of an episode."""
+    state: Struct = field(default_factory=Struct)
+    """What the environment remembers, of an episode."""
+
+    @property
+    def sampled(self) -> NDArray[np.bool_]:
+        """Which tokens the model made, of shape (T,): those that are trained on."""
+        return np.ones(len(self.token_ids), np.bool_) if self.answered is None else ~self.answered
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that the model made."""
+        return len(self.token_ids) if self.answered is None else int((~self.answered).sum())
+
+    @property
+    def turns(self) -> int:
+        """Turns of the model."""
+        return sum(message.role == ASSISTANT for message in self.messages) or 1
+
+    @property
+    def transcript(self) -> str:
+        """What was said after the prompt, for people."""
+        if self.turns == 1:
+            return self.text
+        return "\n".join(f"[{message.role}] {message.content}" for message in self.messages)
 
     @property
     def oldest_version(self) -> int:
@@ -108,8 +145,8 @@ class Group:
 
     @property
     def lengths(self) -> NDArray[np.float64]:
-        """Completion lengths in tokens, of shape (G,)."""
-        return np.array([len(rollout.token_ids) for rollout in self.rollouts], np.float64)
+        """Completion lengths in tokens of the model, of shape (G,)."""
+        return np.array([rollout.num_sampled for rollout in self.rollouts], np.float64)
 
     @property
     def oldest_version(self) -> int:

@@ -15,6 +15,7 @@ from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.ahead import Ahead
 from orchestrator_svc.grpo.batch import Collector
 from orchestrator_svc.grpo.canary import Canary
+from orchestrator_svc.grpo.episodes import Player
 from orchestrator_svc.grpo.evaluate import Evaluator
 from orchestrator_svc.grpo.generation import Generator
 from orchestrator_svc.grpo.groups import Cause
@@ -101,7 +102,8 @@ async def _put_together(
     stack.push_async_callback(replacing.close)
     await replacing.start()
     last = await ledger.last_step()
-    collect = Collector(plan, drawer, generator, scorer, tokenizer).collect
+    player = Player(plan, generator, scorer, tokenizer)
+    collect = Collector(plan, drawer, player, scorer).collect
     ahead = Ahead(collect, first=max(trainer.step, last.step if last else 0) + 1, last=plan.max_steps)
     stack.push_async_callback(ahead.close)
     return GrpoLoop(
@@ -113,7 +115,7 @@ async def _put_together(
         replicas=replicas,
         ahead=ahead,
         scorer=scorer,
-        evaluator=Evaluator(plan, generator, scorer, tokenizer),
+        evaluator=Evaluator(plan, player, scorer),
         held_out=held_out,
         reporter=reporter,
         canary=Canary(ctx, trainer, replicas),

@@ -28,7 +28,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
         names.TIME_GENERATE: batch.generating.seconds,
         names.TIME_SCORE: batch.scoring.seconds,
     }
-    others = (Cause.STALE, Cause.REWARD, Cause.GENERATION, Cause.FILTERED, Cause.SURPLUS)
+    others = (Cause.STALE, Cause.REWARD, Cause.GENERATION, Cause.ENVIRONMENT, Cause.FILTERED, Cause.SURPLUS)
     values |= {f"groups/{cause}": float(causes[cause]) for cause in others if causes[cause]}
     values |= {f"filter/{name}": count / batch.generated for name, count in batch.filtered.items()}
     return values | _by_environment(kept)
@@ -53,20 +53,23 @@ def _rollouts(groups: Iterable[Group]) -> list[Rollout]:
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over scored rollouts: reward, its named parts (`reward/<part>`), length and truncation."""
+    """Means over scored rollouts: reward, its named parts (`reward/<part>`), length, truncation, turns of episodes."""
     rewards = np.array([rollout.reward for rollout in rollouts], np.float64)
     values = {
         names.REWARD_MEAN: float(rewards.mean()),
         names.REWARD_STD: float(rewards.std()),
-        names.COMPLETION_LENGTH: float(np.mean([len(rollout.token_ids) for rollout in rollouts])),
+        names.COMPLETION_LENGTH: float(np.mean([rollout.num_sampled for rollout in rollouts])),
         names.COMPLETION_TRUNCATED_FRACTION: float(np.mean([rollout.truncated for rollout in rollouts])),
     }
+    if any(rollout.messages for rollout in rollouts):
+        values[names.EPISODE_TURNS] = float(np.mean([rollout.turns for rollout in rollouts]))
+        values["episode/turns_max"] = float(max(rollout.turns for rollout in rollouts))
     return values | _components(rollouts)
 
 
 def trained_tokens(groups: Iterable[Group]) -> int:
-    """Completion tokens of the groups."""
-    return sum(len(rollout.token_ids) for group in groups for rollout in group.rollouts)
+    """Tokens of the groups that the model made."""
+    return sum(rollout.num_sampled for group in groups for rollout in group.rollouts)
 
 
 def step_clock(*, waited: float, trained: float, pushed: float, total: float, tokens: float) -> Mapping[str, float]:

@@ -13,7 +13,7 @@ from orchestrator_svc.grpo.book import PromptBook
 from orchestrator_svc.grpo.dataset import prompt_digest
 from orchestrator_svc.grpo.draws import Drawer
 from orchestrator_svc.grpo.evaluate import HeldOut
-from orchestrator_svc.grpo.groups import Prompt
+from orchestrator_svc.grpo.groups import ASSISTANT, Prompt
 from orchestrator_svc.grpo.ledger import Ledger, StepState
 from orchestrator_svc.grpo.plan import Plan
 from orchestrator_svc.grpo.pools import Pools
@@ -34,9 +34,17 @@ from surogate.errors import (
     InvalidInputError,
     NotFoundError,
     UnavailableError,
+    UnimplementedError,
     Violation,
 )
 from surogate.structs import to_struct
+from surogate.v1 import common_pb2, reward_pb2
+
+LIST_TIMEOUT = 120.0
+"""Seconds that a service may take to list its environments: those of packages are imported for it."""
+
+MAX_TURNS = 16
+"""Most turns of an episode where the configuration does not say."""
 
 SERVICE_KEY = "env[]"
 """What a reward service, which knows no orch.yaml, calls the environment that it was asked about."""
@@ -68,8 +76,9 @@ async def open_environments(settings: Settings, reward: Worker | None, stack: As
 async def _open(spec: EnvironmentSpec, reward: Worker | None, seed: int, stack: AsyncExitStack) -> OpenEnvironment:
     environment = _environment(spec, reward)
     stack.push_async_callback(environment.endpoint.close)
-    wanted = Wanted(environment, spec.config_key, train=spec.train, held_out=spec.held_out)
     try:
+        environment = replace(environment, max_turns=await _max_turns(spec, environment))
+        wanted = Wanted(environment, spec.config_key, train=spec.train, held_out=spec.held_out)
         return OpenEnvironment(spec, environment, await gather_examples(wanted, seed=seed))
     except NotFoundError as error:
         raise ConfigError.of([Violation(f"{spec.config_key}.id", str(error))]) from error
@@ -80,6 +89,23 @@ async def _open(spec: EnvironmentSpec, reward: Worker | None, seed: int, stack: 
             raise
         what = f"{spec.config_key}.address: no reward service answers at {spec.address}: {error}"
         raise UnavailableError(what, reason=error.reason) from error
+
+
+async def _max_turns(spec: EnvironmentSpec, environment: Environment) -> int:
+    """Most turns of an episode; 0 for an environment that does not answer turns, as far as its service says."""
+    stub = await environment.endpoint.reward()
+    try:
+        listed = await stub.ListEnvironments(reward_pb2.ListEnvironmentsRequest(), timeout=LIST_TIMEOUT)
+    except UnimplementedError:
+        multi_turn = False
+    else:
+        multi_turn = any(item.id == spec.id and item.multi_turn for item in listed.environments)
+    if multi_turn:
+        return spec.max_turns or MAX_TURNS
+    if spec.max_turns is not None:
+        message = f"has no meaning for environment {spec.id}, which does not answer turns: remove it"
+        raise ConfigError.of([Violation(f"{spec.config_key}.max_turns", message)])
+    return 0
 
 
 def _at_home(error: InvalidInputError, config_key: str) -> InvalidInputError:
@@ -192,7 +218,11 @@ def fit(plan: Plan, replicas: Replicas, settings: Settings) -> Plan:
 async def prepare_prompts(
     ctx: JobContext, plan: Plan, environments: Sequence[OpenEnvironment], tokenizer: ChatTokenizer
 ) -> tuple[list[Prompt], list[HeldOut]]:
-    """Tokenizes all examples: those to train on, and the held-out ones by environment."""
+    """Tokenizes all examples: those to train on, and the held-out ones by environment.
+
+    Raises:
+        ConfigError: There is none that fits, or the chat template cannot be used for the turns of an environment.
+    """
     prompts: list[Prompt] = []
     held_out = []
     for item in environments:
@@ -201,12 +231,21 @@ async def prepare_prompts(
         held, too_long_held = await asyncio.to_thread(
             tokenize, tokenizer, key, item.examples.held_out, context=plan.context
         )
+        if item.environment.max_turns:
+            check_turns(tokenizer, [*item.examples.train, *item.examples.held_out][0])
         prompts += found
         if held:
             held_out.append(HeldOut(key, held, item.spec.rollouts_per_example))
         for left_out in (too_long, too_long_held):
             await _tell(ctx, left_out, plan.context)
     return prompts, held_out
+
+
+def check_turns(tokenizer: ChatTokenizer, example: reward_pb2.Example) -> None:
+    """Makes sure that conversations can go on. Raises ConfigError if the chat template does not let them."""
+    turn = common_pb2.ChatMessage(role=ASSISTANT, content="Well?")
+    answer = common_pb2.ChatMessage(role="user", content="Go on.")
+    tokenizer.encode_answer(example.prompt, [turn], [answer], last_id=0)
 
 
 async def open_book(

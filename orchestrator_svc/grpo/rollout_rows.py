@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from orchestrator_svc.grpo.batch import Batch
 from orchestrator_svc.grpo.groups import Group
 from surogate.structs import from_struct
+from surogate.v1 import common_pb2
 
 TRAINED = "trained"
 
@@ -32,7 +33,7 @@ def _rows(group: Group, step: int, fate: str, now: datetime) -> Iterator[dict[st
         "group_id": group.draw.group_id,
         "environment": prompt.environment,
         "example_id": prompt.example.id,
-        "prompt": json.dumps([MessageToDict(message) for message in prompt.example.prompt], ensure_ascii=False),
+        "prompt": _messages(prompt.example.prompt),
         "answer": prompt.example.answer,
         "fields": json.dumps(from_struct(prompt.example.fields), ensure_ascii=False),
         "prompt_ids": prompt.token_ids,
@@ -46,6 +47,9 @@ def _rows(group: Group, step: int, fate: str, now: datetime) -> Iterator[dict[st
             **shared,
             "rollout_id": rollout.rollout_id,
             "completion": rollout.text,
+            "turns": rollout.turns,
+            "messages": _messages(rollout.messages),
+            "state": json.dumps(from_struct(rollout.state), ensure_ascii=False),
             "reward": rollout.reward,
             "components": list(rollout.components.items()),
             "finish_reason": "length" if rollout.truncated else "stop",
@@ -53,4 +57,9 @@ def _rows(group: Group, step: int, fate: str, now: datetime) -> Iterator[dict[st
             "newest_version": max(span.policy_version for span in rollout.spans),
             "token_ids": rollout.token_ids,
             "logprobs": rollout.logprobs,
+            "sampled": rollout.sampled,
         }
+
+
+def _messages(messages: Iterable[common_pb2.ChatMessage]) -> str:
+    return json.dumps([MessageToDict(message) for message in messages], ensure_ascii=False)

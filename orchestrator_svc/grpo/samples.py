@@ -17,7 +17,7 @@ MESSAGE_TOKENS = 200_000
 def training_samples(
     group: Group, advantages: Floats, *, repetition_penalty: float = 1.0
 ) -> list[trainer_pb2.TrainingSample]:
-    """One sample per rollout: prompt and completion as they were sampled, trained on the completion only."""
+    """One sample per rollout: prompt and what followed, token for token, trained on what the model made."""
     prompt = group.draw.prompt.token_ids
     prompt_mask, prompt_logprobs = [False] * len(prompt), [0.0] * len(prompt)
     samples = []
@@ -25,7 +25,7 @@ def training_samples(
         sample = trainer_pb2.TrainingSample(
             sample_id=rollout.rollout_id,
             token_ids=prompt + rollout.token_ids.tolist(),
-            loss_mask=prompt_mask + [True] * len(rollout.token_ids),
+            loss_mask=prompt_mask + rollout.sampled.tolist(),
             sampler_logprobs=prompt_logprobs + rollout.logprobs.tolist(),
             advantage=float(np.float32(advantage)),
             temperature=group.temperature,

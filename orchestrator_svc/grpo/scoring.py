@@ -1,4 +1,4 @@
-"""Rewards of a group: asking the environment's service, and believing only what makes sense."""
+"""Rewards of a group, and answers to turns: asking the environment's service, and believing only what makes sense."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
@@ -23,8 +24,13 @@ from surogate.v1 import reward_pb2
 MAX_CONCURRENT = 64
 """Groups that are scored at once, over all environments."""
 
+MAX_TURNS = 256
+"""Turns that environments answer at once, over all episodes."""
+
 GRACE = 5.0
-"""Seconds that a scoring call may take beyond the time of its items."""
+"""Seconds that a call may take beyond the time of its items."""
+
+ResponseT = TypeVar("ResponseT")
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,9 @@ class Environment:
     args: Struct
     endpoint: RewardEndpoint
     timeout: float
-    """Seconds that one rollout may take to score."""
+    """Seconds that one rollout may take to score, or a turn to be answered."""
+    max_turns: int = 0
+    """Most turns of the model in an episode; 0 where rollouts are single completions."""
 
 
 class Scorer:
@@ -52,20 +60,40 @@ class Scorer:
         self._job = job
         self._patience = patience
         self._room = asyncio.Semaphore(MAX_CONCURRENT)
+        self._turns = asyncio.Semaphore(MAX_TURNS)
 
-    def source(self, environment: str) -> str:
-        """The service that scores an environment, as the ledger calls it."""
-        return self._environments[environment].endpoint.name
+    def environment(self, key: str) -> Environment:
+        """An environment, with the service that it has now."""
+        return self._environments[key]
+
+    async def take_turn(self, spec: Environment, request: reward_pb2.TakeTurnRequest) -> reward_pb2.TakeTurnResponse:
+        """Has the environment answer the model's turn; the rest of the request is filled in here.
+
+        Raises:
+            SurogateError: It did not.
+        """
+        request.run, request.environment = f"jobs/{self._job}", spec.id
+        request.args.CopyFrom(spec.args)
+        request.timeout.CopyFrom(_duration(spec.timeout))
+
+        async def call() -> reward_pb2.TakeTurnResponse:
+            stub = await spec.endpoint.environment()
+            return await stub.TakeTurn(request, timeout=spec.timeout + GRACE)
+
+        async with self._turns:
+            try:
+                return await self._ask(self._breakers[spec.key], call)
+            except SurogateError as error:
+                raise _named(spec, error, spec.timeout + GRACE) from error
 
     async def score(
-        self, environment: str, example: reward_pb2.Example, group_id: str, rollouts: Sequence[Rollout]
+        self, spec: Environment, example: reward_pb2.Example, group_id: str, rollouts: Sequence[Rollout]
     ) -> tuple[list[Rollout], str]:
         """Fills in `reward` and `components`; returns the rollouts that were scored, and what went wrong with others.
 
         Raises:
             SurogateError: The group could not be scored at all.
         """
-        spec, breaker = self._environments[environment], self._breakers[environment]
         request = reward_pb2.ScoreRolloutsRequest(
             run=f"jobs/{self._job}", group_id=group_id, environment=spec.id, args=spec.args, example=example
         )
@@ -74,18 +102,25 @@ class Scorer:
             request.rollouts.add(
                 rollout_id=rollout.rollout_id,
                 completion=rollout.text,
-                num_tokens=len(rollout.token_ids),
+                num_tokens=rollout.num_sampled,
                 finish_reason=rollout.finish_reason,
+                messages=rollout.messages,
+                state=rollout.state if rollout.messages else None,
             )
+
+        async def call() -> reward_pb2.ScoreRolloutsResponse:
+            stub = await spec.endpoint.reward()
+            return await stub.ScoreRollouts(request, timeout=_time_for(spec))
+
         async with self._room:
             try:
-                response = await self._ask(spec, breaker, request)
+                response = await self._ask(self._breakers[spec.key], call)
             except SurogateError as error:
-                raise _named(spec, error) from error
+                raise _named(spec, error, _time_for(spec)) from error
         scored, problem = _scored(spec, rollouts, response)
-        if environment in self._shadows:
+        if spec.key in self._shadows:
             rewards = {rollout.rollout_id: rollout.reward for rollout in scored}
-            self._shadows[environment].offer(request, rewards, _time_for(spec))
+            self._shadows[spec.key].offer(request, rewards, _time_for(spec))
         return scored, problem
 
     def replace(self, environment: str, endpoint: RewardEndpoint | None) -> None:
@@ -115,17 +150,14 @@ class Scorer:
             for name, value in shadow.drain().items()
         }
 
-    async def _ask(
-        self, spec: Environment, breaker: Breaker, request: reward_pb2.ScoreRolloutsRequest
-    ) -> reward_pb2.ScoreRolloutsResponse:
-        """Calls the service, again and again while it cannot be reached or is full: scoring is safe to repeat."""
+    async def _ask(self, breaker: Breaker, call: Callable[[], Awaitable[ResponseT]]) -> ResponseT:
+        """Calls a service, again and again while it cannot be reached or is full: its methods are safe to repeat."""
         give_up = time.monotonic() + self._patience
         while True:
             wait = 0.0
             async with breaker.attempt(give_up):
                 try:
-                    stub = await spec.endpoint.reward()
-                    response = await stub.ScoreRollouts(request, timeout=_time_for(spec))
+                    response = await call()
                 except BusyError as error:
                     wait = error.retry_after
                     if time.monotonic() + wait > give_up:
@@ -146,11 +178,11 @@ def _time_for(spec: Environment) -> float:
     return 2 * spec.timeout + GRACE
 
 
-def _named(spec: Environment, error: SurogateError) -> SurogateError:
+def _named(spec: Environment, error: SurogateError, seconds: float) -> SurogateError:
     """The failure of a call, telling whose it is."""
     what = str(error)
     if isinstance(error, DeadlineError):
-        what = f"it did not answer within {_time_for(spec):g} s (timeout of a rollout: {spec.timeout:g} s)"
+        what = f"it did not answer within {seconds:g} s (timeout of a rollout: {spec.timeout:g} s)"
     named = copy.copy(error)
     named.message = f"environment {spec.id}: the reward service failed: {what}"
     return named

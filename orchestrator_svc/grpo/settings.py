@@ -20,7 +20,9 @@ class EnvironmentSpec:
     config_key: str
     """Where it stands: `orch.env.0`."""
     timeout: float
-    """Seconds that one rollout may take to score."""
+    """Seconds that one rollout may take to score, or a turn to be answered."""
+    max_turns: int | None = None
+    """Most turns of the model in an episode, if the configuration says."""
     args: Mapping[str, Any] = field(default_factory=dict)
     address: str | None = None
     """HOST:PORT of the user's own service; None is the built-in one."""

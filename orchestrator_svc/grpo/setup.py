@@ -164,6 +164,7 @@ def _spec(env: EnvConfig, key: str) -> EnvironmentSpec:
         id=env.id,
         config_key=key,
         timeout=env.timeout,
+        max_turns=env.max_turns,
         args=env.args,
         address=env.address,
         security=service_security(env, key),

@@ -18,6 +18,9 @@ from surogate.v1 import common_pb2
 
 Message = Mapping[str, Any]
 
+_MARK = "\ue000turn\ue001"
+"""Stands for the text of a message where only what the template puts around it matters."""
+
 
 class ChatTemplate:
     """A compiled template and the special tokens that it may name (`bos_token`, `eos_token`, …)."""
@@ -25,6 +28,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Raises ConfigError for a template that does not compile."""
         self._special_tokens = dict(special_tokens)
+        self._shown: set[tuple[str, ...]] = set()
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
@@ -46,6 +50,36 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise ConfigError.of([Violation("model", f"the chat template refuses the prompt: {error}")]) from error
+
+    def continuation(self, prompt: Sequence[Message], turns: Sequence[Message], answer: Sequence[Message]) -> str:
+        """What follows the text of the assistant's turn that `turns` ends with: the end of that turn, the answer, and
+        the opening of the assistant's next turn. `turns` are the messages after the prompt.
+
+        Raises:
+            ConfigError: A conversation cannot go on so: the template refuses it, rewrites what was said before, or
+                leaves out what the answer says.
+        """
+        spoken = [*turns[:-1], {**turns[-1], "content": _MARK}]
+        before, found, after = self.render([*prompt, *spoken, *answer]).partition(_MARK)
+        if not found or _MARK in after:
+            raise _cannot_go_on("it does not render the assistant's turn once, as it is")
+        if not before.startswith(self.render(prompt, add_generation_prompt=False)):
+            raise _cannot_go_on("it renders the prompt differently once there is an answer to it")
+        self._check_shown([*prompt, *spoken], [str(message["role"]) for message in answer])
+        return after
+
+    def _check_shown(self, conversation: Sequence[Message], roles: Sequence[str]) -> None:
+        """Makes sure, once for the same roles, that messages of these roles are shown."""
+        if tuple(roles) in self._shown:
+            return
+        text = self.render([*conversation, *({"role": role, "content": _MARK} for role in roles)])
+        if text.count(_MARK) != 1 + len(roles):
+            raise _cannot_go_on(f"it does not show what messages of role {' and '.join(roles)} say")
+        self._shown.add(tuple(roles))
+
+
+def _cannot_go_on(why: str) -> ConfigError:
+    return ConfigError.of([Violation("model", f"the chat template cannot be used for several turns: {why}")])
 
 
 def as_messages(prompt: Sequence[common_pb2.ChatMessage]) -> list[dict[str, Any]]:

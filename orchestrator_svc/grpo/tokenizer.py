@@ -53,6 +53,29 @@ class ChatTokenizer:
         # The template writes the special tokens itself; the post-processor must not add them again.
         return [item.ids for item in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
+    def encode_answer(
+        self,
+        prompt: Sequence[common_pb2.ChatMessage],
+        turns: Sequence[common_pb2.ChatMessage],
+        answer: Sequence[common_pb2.ChatMessage],
+        last_id: int,
+    ) -> list[int]:
+        """Token ids that follow the model's turn, the last of `turns`, up to the opening of its next one.
+
+        The turn itself is not encoded again: `last_id` is the token that it ended with. Where the template closes the
+        turn with that very token, as it does for an end-of-turn token, the token is not there twice.
+
+        Raises:
+            ConfigError: The chat template cannot be used for several turns.
+        """
+        text = self._template.continuation(as_messages(prompt), as_messages(turns), as_messages(answer))
+        end = self._tokenizer.decode([last_id], skip_special_tokens=False)
+        whole = text if text.startswith(end) else end + text  # what a token becomes may depend on the one before
+        ids: list[int] = self._tokenizer.encode(whole, add_special_tokens=False).ids
+        if ids[:1] == [last_id]:
+            return ids[1:]
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def decode(self, sequences: Sequence[NDArray[np.int32]]) -> list[str]:
         """Text of each completion, special tokens removed."""
         return self._tokenizer.decode_batch([ids.tolist() for ids in sequences], skip_special_tokens=True)

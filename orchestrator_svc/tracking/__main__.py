@@ -20,7 +20,7 @@ from orchestrator_svc.tracking.backends import INTERRUPTED, TRACKERS, LogFile, T
 from orchestrator_svc.tracking.spec import Spec
 from orchestrator_svc.tracking.tail import Tail
 from surogate.process import die_with_parent
-from surogate.rollouts import read_steps, step_files
+from surogate.rollouts import num_sampled, read_steps, step_files
 
 POLL_SECONDS = 1.0
 STOP_SECONDS = 20
@@ -85,14 +85,14 @@ class Reports:
         for step, _ in step_files(self._folder):
             if step <= shown or step > done or (step - 1) % self._spec.interval:
                 continue
-            columns = ["prompt", "completion", "reward", "token_ids"]
+            columns = ["prompt", "completion", "reward", "token_ids", "sampled"]
             for _, rows in read_steps(self._folder, first=step, last=step, columns=columns):
                 if self._spec.samples:
                     picked = [{name: row[name] for name in columns[:3]} for row in rows[:SHOWN_SAMPLES]]
                     self._each(lambda tracker, p=picked, s=step: tracker.samples(s, p))
                 if self._spec.distributions:
                     rewards = [float(row["reward"]) for row in rows]
-                    lengths = [float(len(row["token_ids"])) for row in rows]
+                    lengths = [float(num_sampled(row)) for row in rows]
                     self._each(lambda tracker, v=rewards, s=step: tracker.distribution(s, "reward", v))
                     self._each(lambda tracker, v=lengths, s=step: tracker.distribution(s, "completion/length", v))
             self._memory["rollouts"] = step

@@ -95,6 +95,10 @@ class Mixture(Composite[MixtureArgs]):
             raise bad_argument(f"parts.{number}.id", "a mixture cannot be part of a mixture")
         try:
             environment = self.registry.get(part.id)
+            if environment.multi_turn:
+                raise bad_argument(
+                    f"parts.{number}.id", f"{part.id} answers turns, and a mixture's rollouts are single ones"
+                )
             return Part(environment, environment.parse(part.args))
         except InvalidInputError as error:
             where = f"{PREFIX}.parts.{number}.args"

@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 from reward_svc.environments.arithmetic import Arithmetic
 from reward_svc.environments.code import Code
 from reward_svc.environments.exact_match import ExactMatch
+from reward_svc.environments.guess_number import GuessNumber
 from reward_svc.environments.json_schema import JsonSchema
 from reward_svc.environments.mathematics import Math
 from reward_svc.environments.mixture import Mixture
@@ -38,6 +39,7 @@ def built_in(
         JsonSchema(),
         Format(),
         Length(),
+        GuessNumber(),
         mixture,
     )
     mixture.registry = Registry(environments, plugins=plugins)

@@ -28,7 +28,7 @@ from surogate.cli.exits import OK, reaching
 from surogate.cli.rollouts import Row, Selection
 from surogate.errors import DeadlineError
 from surogate.process import start_service
-from surogate.rollouts import SCHEMA, write_table
+from surogate.rollouts import SCHEMA, num_sampled, write_table
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.rpc.status import from_status
 from surogate.structs import to_struct
@@ -110,8 +110,10 @@ async def _score(stub: Any, group: Sequence[Row], reward: NewReward) -> list[flo
         request.rollouts.add(
             rollout_id=row["rollout_id"],
             completion=row["completion"],
-            num_tokens=len(row["token_ids"]),
+            num_tokens=num_sampled(row),
             finish_reason=_REASONS.get(row["finish_reason"], common_pb2.FINISH_REASON_UNSPECIFIED),
+            messages=_messages(row["messages"] or "[]"),
+            state=ParseDict(json.loads(row["state"] or "{}"), Struct()),
         )
     response = await stub.ScoreRollouts(request, timeout=len(group) * reward.item_timeout + _GRACE)
     by_id = {result.rollout_id: result for result in response.results}
@@ -127,9 +129,14 @@ def _answer(result: reward_pb2.RolloutResult | None) -> float | str:
 
 
 def _example(row: Row) -> reward_pb2.Example:
-    prompt = [ParseDict(message, common_pb2.ChatMessage()) for message in json.loads(row["prompt"])]
     fields = ParseDict(json.loads(row["fields"]), Struct())
-    return reward_pb2.Example(id=row["example_id"], prompt=prompt, answer=row["answer"], fields=fields)
+    return reward_pb2.Example(
+        id=row["example_id"], prompt=_messages(row["prompt"]), answer=row["answer"], fields=fields
+    )
+
+
+def _messages(text: str) -> list[common_pb2.ChatMessage]:
+    return [ParseDict(message, common_pb2.ChatMessage()) for message in json.loads(text)]
 
 
 @asynccontextmanager

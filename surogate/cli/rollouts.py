@@ -18,7 +18,7 @@ from rich.text import Text
 
 from surogate.cli.exits import OK, usage
 from surogate.errors import NotFoundError
-from surogate.rollouts import SCHEMA, TEXT_COLUMNS, read_steps, write_table
+from surogate.rollouts import SCHEMA, TEXT_COLUMNS, num_sampled, read_steps, write_table
 
 Row = dict[str, Any]
 _WIDTH = 48
@@ -80,16 +80,25 @@ def show_rollout(output_dir: Path, rollout_id: str, *, as_json: bool) -> int:
         return OK
     console = Console(highlight=False, soft_wrap=True)
     for message in json.loads(row["prompt"]):
-        console.print(Text(message.get("role", ""), style="bold"))
-        console.print(message.get("content", ""), markup=False)
-    console.print(f"[bold]completion[/bold]  ({len(row['token_ids'])} tokens, {row['finish_reason']})")
-    console.print(row["completion"], markup=False)
+        _print_message(console, message)
+    turns = json.loads(row["messages"] or "[]")
+    many = f" in {row['turns']} turns" if turns else ""
+    console.print(f"[bold]completion[/bold]  ({num_sampled(row)} tokens{many}, {row['finish_reason']})")
+    for message in turns:
+        _print_message(console, message)
+    if not turns:
+        console.print(row["completion"], markup=False)
     facts = Table.grid(padding=(0, 2))
     for name in ("answer", "reward", *row["components"], "fate", "step", "oldest_version", "newest_version"):
         facts.add_row(Text(name), Text(str(row["components"].get(name, row.get(name)))))
     facts.add_row("scored by", Text(row["scored_by"]))
     console.print(facts)
     return OK
+
+
+def _print_message(console: Console, message: dict[str, Any]) -> None:
+    console.print(Text(message.get("role", ""), style="bold"))
+    console.print(message.get("content", ""), markup=False)
 
 
 def export_rollouts(output_dir: Path, target: Path, chosen: Selection) -> int:

@@ -44,7 +44,11 @@ class EnvConfig(ConfigModel):
     address: Address | None = None
     """gRPC address `host:port` of another service that implements RewardService. null = the built-in one."""
     timeout: Positive = 60.0
-    """Longest time to score one rollout, in seconds, > 0. What takes longer is an error, not a reward."""
+    """Longest time to score one rollout, or to answer a turn of an episode, in seconds, > 0. What takes longer is an
+    error, not a reward.
+    """
+    max_turns: Size | None = None
+    """Most turns of the model in an episode, ≥ 1, for an environment that answers them. null = 16."""
     image: Text | None = planned(None)
     """Image of a reward service to run for this job (Kubernetes)."""
     tls: bool = False

@@ -17,6 +17,7 @@ installed package names as an entry point of the group `surogate.environments` i
 
 from surogate.reward.arguments import bad_argument
 from surogate.reward.base import Environment, EnvironmentArgs, Split
+from surogate.reward.episode import Answer, Episode
 from surogate.reward.functions import group_reward, reward
 from surogate.reward.prompts import DatasetArgs, DatasetEnvironment
 from surogate.reward.serve import serve
@@ -25,11 +26,13 @@ from surogate.v1.common_pb2 import ChatMessage
 from surogate.v1.reward_pb2 import Example, Rollout, Score
 
 __all__ = [
+    "Answer",
     "ChatMessage",
     "DatasetArgs",
     "DatasetEnvironment",
     "Environment",
     "EnvironmentArgs",
+    "Episode",
     "Example",
     "Rollout",
     "Score",

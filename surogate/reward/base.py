@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from surogate.errors import SurogateError, UnimplementedError
 from surogate.reward.arguments import parse_arguments
+from surogate.reward.episode import Answer, Episode
 from surogate.v1 import common_pb2, reward_pb2
 
 
@@ -56,7 +57,8 @@ class Environment(ABC, Generic[ArgsT]):
     """One environment. Everything that a score depends on comes with the call.
 
     A subclass sets `id`, `description` and `args_model` and has `score`, or `score_group` where rewards are relative
-    within a group; either may be `async`. With `examples` it supplies prompts too.
+    within a group. With `examples` it supplies prompts too. With `turn` it answers the model, turn after turn, before
+    the episode is scored. All of these but `examples` may be `async`.
     """
 
     id: str
@@ -74,7 +76,8 @@ class Environment(ABC, Generic[ArgsT]):
     deterministic: bool = True
     """Whether the same rollout always earns the same reward."""
     max_concurrent: int = 256
-    """Rollouts (groups, with `score_group`) that an async scorer is given at once; the time of others has not begun."""
+    """Rollouts (groups, with `score_group`) that an async scorer is given at once, and turns that an async `turn` is;
+    the time of others has not begun."""
 
     def parse(self, args: Mapping[str, Any]) -> ArgsT:
         """Validates `env[].args`. Raises InvalidInputError whose violations name `env[].args.<key>`."""
@@ -99,6 +102,14 @@ class Environment(ABC, Generic[ArgsT]):
         """Scores all completions of a prompt at once, in order. The time for one rollout is the time for all."""
         raise NotImplementedError
 
+    def turn(self, args: ArgsT, example: reward_pb2.Example, episode: Episode) -> Answer | Awaitable[Answer]:
+        """Answers the model's turn, or returns None to end the episode.
+
+        What it needs to remember goes into `episode.state`: it may be called again for the same turn, and in another
+        process than for the turn before. Raises an exception if there is no answer: the rollout is then left out.
+        """
+        raise NotImplementedError
+
     def open(self) -> None:
         """Gets ready to score. The service calls it once, before it takes calls or when it first uses a package's."""
 
@@ -116,6 +127,11 @@ class Environment(ABC, Generic[ArgsT]):
         return inspect.iscoroutinefunction(self.score_group if self.scores_groups else self.score)
 
     @property
+    def multi_turn(self) -> bool:
+        """Whether it answers the model's turns."""
+        return type(self).turn is not Environment.turn
+
+    @property
     def has_examples(self) -> bool:
         """Whether it supplies prompts."""
         return type(self).examples is not Environment.examples
@@ -130,6 +146,7 @@ class Environment(ABC, Generic[ArgsT]):
             deterministic=self.deterministic,
             has_examples=self.has_examples,
             version=self.version,
+            multi_turn=self.multi_turn,
         )
 
 

@@ -28,6 +28,8 @@ _OF_EXAMPLE: Mapping[str, Callable[[reward_pb2.Example], Any]] = {
 _OF_ROLLOUT: Mapping[str, Callable[[reward_pb2.Rollout], Any]] = {
     "rollout": lambda rollout: rollout,
     "completion": lambda rollout: rollout.completion,
+    "conversation": lambda rollout: list(rollout.messages),
+    "state": lambda rollout: from_struct(rollout.state),
 }
 _OF_GROUP: Mapping[str, Callable[[Sequence[reward_pb2.Rollout]], Any]] = {
     "rollouts": list,
@@ -110,7 +112,8 @@ def reward(
 
     The function is given what its parameters name: `completion`, `answer`, `prompt` (text of the last message),
     `messages`, `fields` (the example's other columns), `args` (validated `env[].args`, an `args` model), `example`,
-    `rollout`. It returns a number or a `Score`, and raises an exception for what it cannot score.
+    `rollout`; of an episode also `conversation` (what was said after the prompt) and `state`. It returns a number or a
+    `Score`, and raises an exception for what it cannot score.
 
     `examples` are rows with `prompt` and, perhaps, `answer`, or a function that returns them; without, the prompts come
     from `env[].args.dataset`. `description` defaults to the first line of the function's docstring.

@@ -30,9 +30,8 @@ async def serving(server: RpcServer, settings: RewardSettings, registry: Registr
     pool = ScoringPool(max_workers=settings.workers, max_abandoned=settings.max_hung, on_exhausted=give_up)
     reward = RewardServicer(registry, pool, item_timeout=settings.item_timeout, max_group=settings.max_group)
     server.add(reward_pb2_grpc.add_RewardServiceServicer_to_server, reward, REWARD_SERVICE)
-    server.add(
-        reward_pb2_grpc.add_EnvironmentServiceServicer_to_server, EnvironmentServicer(registry), ENVIRONMENT_SERVICE
-    )
+    environment = EnvironmentServicer(registry, pool, turn_timeout=settings.item_timeout)
+    server.add(reward_pb2_grpc.add_EnvironmentServiceServicer_to_server, environment, ENVIRONMENT_SERVICE)
     try:
         yield
     finally:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from surogate.errors import DeadlineError, UnavailableError
+from surogate.errors import DeadlineError, InternalError, SurogateError, UnavailableError
 from surogate.reward import metrics
 from surogate.reward.base import AnyEnvironment
 from surogate.reward.composite import Composite
+from surogate.reward.episode import Episode
 from surogate.reward.lane import AsyncCall, Lane
 from surogate.reward.outcome import Outcome, group_outcomes, outcome_of
 from surogate.telemetry.log import get_logger
@@ -81,6 +83,26 @@ class ScoringPool:
             return group_outcomes(found, len(rollouts))
         calls = [functools.partial(environment.score, args, example, rollout) for rollout in rollouts]
         return [outcome_of(value) for value in await run(environment, calls, item_timeout)]
+
+    async def turn(
+        self, environment: AnyEnvironment, args: Any, example: reward_pb2.Example, episode: Episode, timeout: float
+    ) -> object:
+        """The environment's answer to a turn of the model, within `timeout` seconds.
+
+        Raises DeadlineError when it takes longer, UnavailableError when too many scorers hang, the environment's own
+        SurogateError, and InternalError for whatever else it raises.
+        """
+        run = self._awaited if inspect.iscoroutinefunction(environment.turn) else self._threaded
+        (answer,) = await run(environment, [functools.partial(environment.turn, args, example, episode)], timeout)
+        match answer:
+            case DeadlineError():
+                raise DeadlineError(f"answering a turn took longer than its timeout ({timeout:g} s)")
+            case SurogateError():
+                raise answer
+            case Exception():
+                _log.warning("answering a turn failed", environment=environment.id, exc_info=answer)
+                raise InternalError(f"answering a turn failed: {type(answer).__name__}: {answer}")
+        return answer
 
     async def _threaded(self, environment: AnyEnvironment, calls: Sequence[Call], item_timeout: float) -> list[object]:
         results: list[object] = []

@@ -8,10 +8,12 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
 
-from surogate.errors import InvalidInputError
+from surogate.errors import InvalidInputError, UnimplementedError
 from surogate.reward import metrics
 from surogate.reward.base import AnyEnvironment, Split
+from surogate.reward.episode import answer_message, episode_of
 from surogate.reward.outcome import Outcome
 from surogate.reward.registry import Registry
 from surogate.reward.scoring import ScoringPool
@@ -53,7 +55,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         args = environment.parse(from_struct(request.args))
         if not 1 <= len(request.rollouts) <= self._max_group:
             raise InvalidInputError(f"a group has 1 to {self._max_group} rollouts, not {len(request.rollouts)}")
-        timeout = self._timeout(request)
+        given = request.item_timeout if request.HasField("item_timeout") else None
+        timeout = _seconds(given, "item_timeout", self._item_timeout)
         with metrics.GROUPS_IN_FLIGHT.track_inprogress(), metrics.GROUP_SECONDS.labels(environment.id).time():
             outcomes = await self._pool.score(environment, args, request.example, request.rollouts, timeout)
         scored = sum(isinstance(outcome, reward_pb2.Score) for outcome in outcomes)
@@ -62,20 +65,14 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         results = [_result(item.rollout_id, out) for item, out in zip(request.rollouts, outcomes, strict=True)]
         return reward_pb2.ScoreRolloutsResponse(results=results)
 
-    def _timeout(self, request: reward_pb2.ScoreRolloutsRequest) -> float:
-        if not request.HasField("item_timeout"):
-            return self._item_timeout
-        seconds = request.item_timeout.ToTimedelta().total_seconds()
-        if seconds <= 0:
-            raise InvalidInputError(f"item_timeout must be above 0, not {seconds:g} s")
-        return seconds
-
 
 class EnvironmentServicer(reward_pb2_grpc.EnvironmentServiceServicer):
-    """Streams the examples of the environments."""
+    """Streams the examples of the environments, and has them answer the turns of episodes."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, pool: ScoringPool, *, turn_timeout: float) -> None:
         self._registry = registry
+        self._pool = pool
+        self._turn_timeout = turn_timeout
 
     async def ListExamples(  # noqa: N802
         self, request: reward_pb2.ListExamplesRequest, context: Context
@@ -93,11 +90,32 @@ class EnvironmentServicer(reward_pb2_grpc.EnvironmentServiceServicer):
         async for example in _off_loop(examples):
             yield example
 
+    async def TakeTurn(  # noqa: N802
+        self, request: reward_pb2.TakeTurnRequest, context: Context
+    ) -> reward_pb2.TakeTurnResponse:
+        """Has an environment answer a turn of the model. Raises UnimplementedError for one of single turns."""
+        environment = await _environment(self._registry, request.environment)
+        if not environment.multi_turn:
+            raise UnimplementedError(f"environment {environment.id} answers no turns: its rollouts are single ones")
+        args = environment.parse(from_struct(request.args))
+        episode = episode_of(request)
+        given = request.timeout if request.HasField("timeout") else None
+        timeout = _seconds(given, "timeout", self._turn_timeout)
+        return answer_message(await self._pool.turn(environment, args, request.example, episode, timeout), episode)
+
 
 async def _environment(registry: Registry, environment_id: str) -> AnyEnvironment:
     """The environment; that of a package is imported off the event loop."""
     found = registry.loaded(environment_id)
     return found if found is not None else await asyncio.to_thread(registry.get, environment_id)
+
+
+def _seconds(given: Duration | None, field: str, default: float) -> float:
+    """A time of the request, else the default. Raises InvalidInputError unless it is above 0."""
+    seconds = default if given is None else given.ToTimedelta().total_seconds()
+    if seconds <= 0:
+        raise InvalidInputError(f"{field} must be above 0, not {seconds:g} s")
+    return seconds
 
 
 async def _off_loop(items: Iterator[ItemT]) -> AsyncIterator[ItemT]:

@@ -17,7 +17,7 @@ class RewardSettings(ServiceSettings):
     """Groups that are scored in threads at once; further calls wait within their deadline."""
 
     item_timeout: float = Field(30.0, gt=0)
-    """Seconds that one rollout may take to score, where the caller sets no item_timeout."""
+    """Seconds that one rollout may take to score, or a turn to be answered, where the caller sets no time."""
 
     max_group: int = Field(1024, ge=1)
     """Most rollouts in one call."""

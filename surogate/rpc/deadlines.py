@@ -27,6 +27,7 @@ DEFAULT_DEADLINES: Deadlines = {
     "ScoreTokens": 1800.0,
     "ScoreRollouts": 1800.0,
     "ListExamples": 3600.0,
+    "TakeTurn": 1800.0,
     "UploadWeights": 3600.0,
     "CommitWeightUpdate": 1800.0,
 }

@@ -41,6 +41,7 @@ COMPLETION_LENGTH = "completion/length"
 COMPLETION_TRUNCATED_FRACTION = "completion/truncated_fraction"
 TEMPERATURE = "temperature"
 GROUPS_TRAINED = "groups/trained"
+EPISODE_TURNS = "episode/turns"
 GROUPS_ZERO_SIGNAL = "groups/zero_signal"
 POLICY_LAG = "policy/lag"
 POLICY_LAG_MAX = "policy/lag_max"
@@ -84,6 +85,7 @@ VOCABULARY: Mapping[str, StepMetric] = {
     COMPLETION_LENGTH: StepMetric("Mean completion length", "tokens"),
     COMPLETION_TRUNCATED_FRACTION: StepMetric("Share of completions that ended at the length limit, 0 to 1"),
     TEMPERATURE: StepMetric("Sampling temperature"),
+    EPISODE_TURNS: StepMetric("Mean turns of the model in an episode, where environments answer its turns", "turns"),
     GROUPS_TRAINED: StepMetric("Groups that were trained on"),
     GROUPS_ZERO_SIGNAL: StepMetric("Groups dropped because all their advantages were zero"),
     POLICY_LAG: StepMetric("Mean optimiser steps between the policy that sampled and the one that trains", "steps"),

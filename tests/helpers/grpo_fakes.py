@@ -19,6 +19,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from surogate.errors import FailedPreconditionError, NotFoundError, OutOfRangeError
 from surogate.rpc.status import to_status
+from surogate.structs import from_struct, to_struct
 from surogate.v1 import (
     common_pb2,
     inference_pb2,
@@ -72,6 +73,8 @@ class FakeTrainer(trainer_pb2_grpc.TrainerServiceServicer):
         self.disk = Disk()
         self.history: list[tuple[int, int]] = []
         """(step, weights after it) in the order of training, replays included."""
+        self.samples: list[trainer_pb2.TrainingSample] = []
+        """All that it was given, in the order in which it came."""
         self.restart()
 
     def restart(self) -> None:
@@ -116,6 +119,7 @@ class FakeTrainer(trainer_pb2_grpc.TrainerServiceServicer):
 
     def _optimise(self, step: int, samples: list[trainer_pb2.TrainingSample]) -> None:
         assert self.session is not None
+        self.samples += samples
         digest = xxhash.xxh3_64(self.weights.to_bytes(8, "big"))
         for sample in sorted(samples, key=lambda sample: sample.sample_id):
             digest.update(sample.SerializeToString(deterministic=True))
@@ -220,16 +224,42 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
 
 
 class FakeReward(reward_pb2_grpc.RewardServiceServicer, reward_pb2_grpc.EnvironmentServiceServicer):
-    """20 prompts to train on, 4 held out; the reward is a hash of the completion, between 0 and 1."""
+    """20 prompts to train on, 4 held out; the reward is a hash of the completion, between 0 and 1.
 
-    def __init__(self, hooks: Hooks, *, num_train: int = 20) -> None:
+    With `multi_turn` it answers the model's turns, and remembers what it was told in `state["heard"]`. Every third
+    completion ends the episode.
+    """
+
+    def __init__(self, hooks: Hooks, *, num_train: int = 20, multi_turn: bool = False) -> None:
         self.hooks = hooks
         self.num_train = num_train
+        self.multi_turn = multi_turn
+        self.scored: list[reward_pb2.Rollout] = []
+
+    async def ListEnvironments(
+        self, request: reward_pb2.ListEnvironmentsRequest, context: Any
+    ) -> reward_pb2.ListEnvironmentsResponse:
+        environment = reward_pb2.Environment(id="fake", has_examples=True, multi_turn=self.multi_turn)
+        return reward_pb2.ListEnvironmentsResponse(environments=[environment])
+
+    async def TakeTurn(self, request: reward_pb2.TakeTurnRequest, context: Any) -> reward_pb2.TakeTurnResponse:
+        answer = await self.hooks.reach("TakeTurn", request)
+        if answer is not None:
+            return answer
+        said = request.messages[-1].content
+        response = reward_pb2.TakeTurnResponse()
+        heard = from_struct(request.state).get("heard", [])
+        assert len(heard) == request.turn - 1
+        response.state.CopyFrom(to_struct({"heard": [*heard, said]}))
+        if xxhash.xxh3_64_intdigest(said.encode()) % 3:
+            response.messages.add(role="user", content=f"You said {said!r}. Again.")
+        return response
 
     async def ScoreRollouts(
         self, request: reward_pb2.ScoreRolloutsRequest, context: Any
     ) -> reward_pb2.ScoreRolloutsResponse:
         answer = await self.hooks.reach("ScoreRollouts", request)
+        self.scored += request.rollouts
         return scores(request) if answer is None else answer
 
     async def ListExamples(

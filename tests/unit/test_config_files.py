@@ -14,7 +14,7 @@ from surogate.config.load import load_yaml
 from surogate.config.reference import reference
 
 ROOT = Path(__file__).parents[2]
-GRPO = {part: ROOT / "examples" / "grpo" / f"{part}.yaml" for part in ("train", "infer", "orch")}
+GRPO = ("grpo", "episodes")
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 
 
@@ -25,8 +25,10 @@ def test_every_example_loads(path: Path) -> None:
     assert [warning for warning in report.warnings if "does not exist" not in warning] == []
 
 
-def test_the_grpo_example_is_a_job() -> None:
-    documents = {part: load_yaml(path) for part, path in GRPO.items()}
+@pytest.mark.parametrize("example", GRPO)
+def test_the_grpo_examples_are_jobs(example: str) -> None:
+    folder = ROOT / "examples" / example
+    documents = {part: load_yaml(folder / f"{part}.yaml") for part in ("train", "infer", "orch")}
     parts = {part: document.data for part, document in documents.items()}
     job = resolve_job({"kind": "grpo", **parts}, sources=documents)
     assert job.warnings == []

@@ -44,6 +44,21 @@ def row(step: int, number: int, **changes: Any) -> dict[str, Any]:
     }
 
 
+def test_an_episode_is_shown_turn_by_turn_and_older_files_without_turns_are_read(tmp_path: Path) -> None:
+    turns = [("assistant", "5"), ("user", "Higher."), ("assistant", "7")]
+    messages = json.dumps([{"role": role, "content": content} for role, content in turns])
+    episode = {"turns": 2, "messages": messages, "state": "{}", "sampled": [True, False]}
+    write_step(tmp_path, 2, [row(2, 0, **episode)])
+    write_step(tmp_path, 1, [row(1, 0)])
+    older = tmp_path / "rollouts" / "step-1.parquet"
+    pq.write_table(pq.read_table(older).drop_columns(list(episode)), older)
+    shown = CliRunner().invoke(app, ["rollouts", "show", str(tmp_path), "000000002-0"]).output
+    assert "(1 tokens in 2 turns, stop)" in shown
+    assert "assistant\n5\nuser\nHigher.\nassistant\n7\n" in shown
+    shown = CliRunner().invoke(app, ["rollouts", "show", str(tmp_path), "000000001-0"]).output
+    assert "(2 tokens, stop)\ncb" in shown
+
+
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
     for step in (1, 2, 10):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from surogate.errors import InternalError, InvalidInputError
 from surogate.v1 import trainer_pb2 as trainer
+from tests.helpers import loss_reference
 from tests.helpers.engine import KeepingReporter, open_engine, sample
 from tests.helpers.tiny import VOCAB_SIZE, make_tiny_model
 from trainer_svc.worker.engine import Engine
@@ -130,6 +131,57 @@ def test_the_gradient_is_that_of_an_unpacked_step(
     for name, gradient in zip(trainable, gradients, strict=True):
         scale = float(gradient.abs().max())
         torch.testing.assert_close(kept.found[name], gradient, rtol=1e-4, atol=2e-5 * scale + 1e-9)
+
+
+def episodes() -> list[trainer.TrainingSample]:
+    """Rollouts of several turns: what the environment said in between is not trained on, and has no logprob."""
+    draw = random.Random(3)
+    found = samples(8, seed=3)
+    for item in found:
+        for start in range(3, len(item.token_ids) - 1, 7):
+            for position in range(start, min(start + draw.randint(1, 4), len(item.token_ids) - 1)):
+                item.loss_mask[position], item.sampler_logprobs[position] = False, 0.0
+    return found
+
+
+@pytest.mark.parametrize("loss", [LOSSES[0], LOSSES[2], LOSSES[4], LOSSES[9]], ids=str)
+def test_episodes_train_as_the_formulas_say(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: dict[str, Any]
+) -> None:
+    """Loss and d loss / d logprob in float64 by the formulas, the rest of the gradient by the plain model."""
+    engine, _ = grpo_engine(model, tmp_path, loss=loss)
+    shake_adapter(engine)
+    kept = KeepGradients(monkeypatch)
+    metrics = engine.train_step(1, episodes())
+    policy = engine.session.policy
+    with torch.no_grad(), policy.without_adapter():
+        reference = torch.cat([plain_logprobs(engine, item) for item in episodes()])
+    ours = torch.cat([plain_logprobs(engine, item) for item in episodes()])
+    tokens = [
+        {"q": q, "a": item.advantage, "m": True, "s": item.sample_id}
+        for item in episodes()
+        for q, trained in zip(item.sampler_logprobs, item.loss_mask, strict=True)
+        if trained
+    ]
+    for token, p, ref in zip(tokens, ours.tolist(), reference.tolist(), strict=True):
+        token |= {"p": p, "ref": ref}
+    assert len(tokens) < sum(len(item.token_ids) for item in episodes()) / 1.5
+    config = engine.session.train.loss.root
+    assert metrics["loss"] == pytest.approx(loss_reference.loss(config, tokens), rel=1e-5, abs=1e-7)
+    coefficients = torch.tensor(loss_reference.gradient(config, tokens), dtype=torch.float64)
+    trainable = policy.trainable()
+    gradients = torch.autograd.grad((coefficients * ours).sum(), list(trainable.values()))
+    for name, gradient in zip(trainable, gradients, strict=True):
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(kept.found[name], gradient, rtol=1e-4, atol=2e-5 * scale + 1e-9)
+
+
+def plain_logprobs(engine: Engine, item: trainer.TrainingSample) -> torch.Tensor:
+    """Logprobs of the trained tokens of one sample, in float64 from the logits on."""
+    ids = torch.tensor([item.token_ids])
+    logits = engine.session.policy.model(input_ids=ids, use_cache=False).logits[0, :-1].double() / item.temperature
+    picked = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    return picked[torch.tensor(item.loss_mask)[1:]]
 
 
 def test_full_weights_too_with_a_reference_of_their_own(

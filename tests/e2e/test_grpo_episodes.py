@@ -1,0 +1,53 @@
+"""`surogate grpo` on episodes of several turns, with everything real: four services and vLLM, in float32."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator_svc.metrics_file import read_metrics
+from reward_svc.environments.guess_number import NO_NUMBER
+from surogate.rollouts import read_steps
+from tests.helpers.grpo_files import write_grpo_files
+from tests.helpers.shell import Shell, steps_shown
+from tests.helpers.tiny import make_tiny_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+STEPS = [1, 2, 3]
+
+
+def test_episodes_are_trained_on_as_they_were_sampled(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    make_tiny_model(tmp_path / "model", std=0.1)
+    orch = {
+        "env": [{"id": "guess-number", "max_turns": 3, "args": {"span": 99, "max_value": 100}}],
+        "sampling": {"max_tokens": 24, "temperature": 1.0},
+        "refill_rounds": 4,
+    }
+    train = {"sequence_len": 448, "max_steps": len(STEPS), "max_async_level": 1}
+    arguments = write_grpo_files(tmp_path, train=train, orch={**orch, "max_async_level": 1})
+    code, out, err = shell.run(*arguments)
+    assert code == 0, err + out
+    assert steps_shown(out) == STEPS
+
+    lines = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    assert all(line["episode/turns"] > 1 for line in lines)
+    # On-policy in the first step: every token that was sampled, in whichever turn, has the trainer's own logprob.
+    assert lines[0]["mismatch_kl"] < 1e-9
+    assert all(line["canary/max_abs_diff"] <= 1e-5 for line in lines if "canary/max_abs_diff" in line)
+
+    rows = [row for _, found in read_steps(tmp_path / "out") for row in found]
+    several = [row for row in rows if row["turns"] > 1]
+    assert several
+    for row in several:
+        assert not all(row["sampled"]) and row["sampled"][-1]
+        assert all(value == 0 for value, own in zip(row["logprobs"], row["sampled"], strict=True) if not own)
+        answers = [m["content"] for m in json.loads(row["messages"]) if m["role"] == "user"]
+        assert set(answers) <= {NO_NUMBER, "Higher.", "Lower."} and answers
+    code, out, err = shell.run("rollouts", "show", "out", several[0]["rollout_id"])
+    assert code == 0, err
+    assert f"in {several[0]['turns']} turns" in out
+    shell.wait_until(lambda: not shell.processes())
