@@ -120,6 +120,11 @@ def _completions(count: int, version: int) -> inference_pb2.GenerateRolloutsResp
 class InstantReward(reward_pb2_grpc.RewardServiceServicer, reward_pb2_grpc.EnvironmentServiceServicer):
     """Rewards 0 and 1 by turns, so that every group has something to teach."""
 
+    async def ListEnvironments(
+        self, _request: reward_pb2.ListEnvironmentsRequest, _context: Any
+    ) -> reward_pb2.ListEnvironmentsResponse:
+        return reward_pb2.ListEnvironmentsResponse()
+
     async def ScoreRollouts(
         self, request: reward_pb2.ScoreRolloutsRequest, _context: Any
     ) -> reward_pb2.ScoreRolloutsResponse:
