@@ -124,10 +124,11 @@ class Cluster:
 
     async def evict(self, pod: Object, code: int = 0) -> None:
         """The node of a pod is drained: it ends in good order."""
-        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
         reason = {"reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"}
         pod["status"].setdefault("conditions", []).append({"type": "DisruptionTarget", "status": "True", **reason})
         await self.fail(pod, code)
+        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
+        self.api.update("pods", pod)
 
     def set_status(self, pod: Object, **status: Any) -> None:
         """What the node or the scheduler says of a pod."""

@@ -151,7 +151,8 @@ def _failed(job: Object, pods: Sequence[Object], condition: Mapping[str, Any]) -
         return End(f"ran longer than it may (cluster.max_runtime: {seconds} s)", final=True)
     broken = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Failed"]
     if broken:
-        return End(how_pod_ended(broken[0]), final=_asks_the_impossible(broken[0]))
+        moved = all(_condition(pod, "DisruptionTarget", "True") for pod in broken)
+        return End(how_pod_ended(broken[0]), final=_asks_the_impossible(broken[0]), moved=moved)
     return End(f"failed: {_short(str(condition.get('message') or reason))}")
 
 
