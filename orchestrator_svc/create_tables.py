@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, insert, select
 
-from orchestrator_svc import reward_services
+from orchestrator_svc import reward_services, scaling
 from orchestrator_svc.grpo import ledger
 from orchestrator_svc.schema import metadata, schema_version
 from surogate.errors import FailedPreconditionError
@@ -19,8 +19,8 @@ def create_tables(connection: Connection) -> None:
     Raises:
         FailedPreconditionError: The database was written by another version of the program.
     """
-    # Tables join the metadata when their file is imported: without these two a fresh store would lack them.
-    assert ledger.draws.metadata is reward_services.replaced.metadata is metadata
+    # Tables join the metadata when their file is imported: without these three a fresh store would lack them.
+    assert ledger.draws.metadata is reward_services.replaced.metadata is scaling.scales.metadata is metadata
     metadata.create_all(connection)
     found = connection.execute(select(schema_version.c.version)).scalar()
     if found is None:

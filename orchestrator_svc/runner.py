@@ -15,7 +15,7 @@ from orchestrator_svc.context import JobContext
 from orchestrator_svc.database import Database
 from orchestrator_svc.identity import make_identity
 from orchestrator_svc.job_life import RunJob, cancel_leftover, open_context, run_job
-from orchestrator_svc.launchers.base import Launcher
+from orchestrator_svc.launchers.base import Launcher, WorkerPool
 from orchestrator_svc.settings import OrchestratorSettings
 from surogate.errors import SurogateError
 from surogate.telemetry.log import get_logger
@@ -52,6 +52,10 @@ class JobRunner:
     def running(self) -> list[str]:
         """Ids of the jobs that run now."""
         return list(self._running)
+
+    def pool_of(self, job_id: str) -> WorkerPool | None:
+        """The workers of a job, if it runs here."""
+        return self._running[job_id][0].pool if job_id in self._running else None
 
     def start(self) -> None:
         """Begins to take jobs, first of all those that a killed orchestrator left."""

@@ -9,6 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from orchestrator_svc.paths import check_paths, output_dir_of
 from orchestrator_svc.replace_reward import check_service, wanted_service
 from orchestrator_svc.reward_services import replace_service
 from orchestrator_svc.runner import JobRunner
+from orchestrator_svc.scaling import check_scale, set_scale
 from orchestrator_svc.settings import OrchestratorSettings
+from orchestrator_svc.worker_logs import read_logs
 from surogate.config.job import AnyJob, resolve_job
 from surogate.errors import InvalidInputError, OutOfRangeError, Violation
 from surogate.structs import from_struct
@@ -39,6 +42,7 @@ SERVICE = "surogate.v1.JobService"
 _JOB_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DEFAULT_PAGE, _MAX_PAGE = 50, 1000
 _MAX_REQUEST_ID = 128
+_DEFAULT_TAIL, _MAX_TAIL = 100, 10_000
 _MAX_LABELS, _MAX_LABEL_LENGTH = 64, 255
 _WATCH_BATCH = 256
 _WATCH_POLL_SECONDS = 1.0
@@ -127,6 +131,25 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         await self._database.write(lambda c: replace_service(c, job_id, service))
         self._bell.ring(job_id)
         return await self._show(await self._database.read(lambda c: store.get(c, job_id)))
+
+    async def ScaleJob(self, request: job_pb2.ScaleJobRequest, context: Any) -> job_pb2.Job:
+        job_id = job_id_of(request.name)
+        row = await self._database.read(lambda c: store.get(c, job_id))
+        check_scale(row, request.inference, self._settings)
+        await self._database.write(lambda c: set_scale(c, job_id, request.inference))
+        self._bell.ring(job_id)
+        return await self._show(row)
+
+    async def ReadLogs(self, request: job_pb2.ReadLogsRequest, context: Any) -> AsyncIterator[job_pb2.LogLine]:
+        job_id = job_id_of(request.name)
+        if not 0 <= request.tail_lines <= _MAX_TAIL:
+            why = f"is {request.tail_lines}; it must be 1 to {_MAX_TAIL}, or 0 for {_DEFAULT_TAIL}"
+            raise InvalidInputError(f"tail_lines {why}", violations=[Violation("tail_lines", why)])
+        row = await self._database.read(lambda c: store.get(c, job_id))
+        pool, tail = self._runner.pool_of(job_id), request.tail_lines or _DEFAULT_TAIL
+        async with aclosing(read_logs(pool, Path(row.output_dir), request.component, tail, request.follow)) as lines:
+            async for line in lines:
+                yield line
 
     async def DeleteJob(self, request: job_pb2.DeleteJobRequest, context: Any) -> Empty:
         job_id = job_id_of(request.name)

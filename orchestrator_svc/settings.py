@@ -105,6 +105,9 @@ class OrchestratorSettings(ServiceSettings):
     max_queued_jobs: int = Field(100, ge=1)
     """Jobs that may wait; more are refused with RESOURCE_EXHAUSTED."""
 
+    max_replicas: int = Field(64, ge=1)
+    """Most inference replicas that ScaleJob gives a job."""
+
     max_worker_restarts: int = Field(3, ge=0)
     """Local and Kubernetes launcher: restarts of one worker within ten minutes before its job fails."""
 

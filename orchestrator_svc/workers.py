@@ -26,12 +26,13 @@ class JobWorkers:
     """The built-in reward service; None when every environment of the job has an address of its own."""
 
 
-async def start_workers(ctx: JobContext, pool: WorkerPool) -> JobWorkers:
+async def start_workers(ctx: JobContext, pool: WorkerPool, replicas: int | None = None) -> JobWorkers:
     """Starts every worker that the job needs, concurrently. Await `ready()` on each before use.
 
+    `replicas` are the inference replicas to start, where that is not what the job was made with.
     Replicas that will serve the trainer's own base are left to `start_replicas`, for the trainer has to write it first.
     """
-    specs = worker_specs(ctx, pool)
+    specs = worker_specs(ctx, pool, replicas)
     if own_base(ctx) is not None:
         specs = [spec for spec in specs if spec.component != "inference"]
     workers = await asyncio.gather(*(pool.start(spec) for spec in specs))
@@ -45,10 +46,16 @@ async def start_workers(ctx: JobContext, pool: WorkerPool) -> JobWorkers:
     )
 
 
-async def start_replicas(ctx: JobContext, pool: WorkerPool) -> list[Worker]:
+async def start_replicas(ctx: JobContext, pool: WorkerPool, replicas: int | None = None) -> list[Worker]:
     """Starts the replicas that `start_workers` left out."""
-    specs = [spec for spec in worker_specs(ctx, pool) if spec.component == "inference"]
+    specs = [spec for spec in worker_specs(ctx, pool, replicas) if spec.component == "inference"]
     return list(await asyncio.gather(*(pool.start(spec) for spec in specs)))
+
+
+async def start_replica(ctx: JobContext, pool: WorkerPool, index: int) -> Worker:
+    """Starts one more replica."""
+    specs = worker_specs(ctx, pool, index + 1)
+    return await pool.start(next(spec for spec in specs if (spec.component, spec.index) == ("inference", index)))
 
 
 def own_base(ctx: JobContext) -> str | None:
@@ -59,7 +66,7 @@ def own_base(ctx: JobContext) -> str | None:
     return str(Path(ctx.output_dir).absolute() / BASE_FOLDER)
 
 
-def worker_specs(ctx: JobContext, pool: WorkerPool) -> list[WorkerSpec]:
+def worker_specs(ctx: JobContext, pool: WorkerPool, replicas: int | None = None) -> list[WorkerSpec]:
     """What to start: a trainer; for GRPO also the inference replicas, and the built-in reward service if some
     environment of the job has no address of its own. Inference comes first: it takes longest to load."""
     job = ctx.config
@@ -67,7 +74,7 @@ def worker_specs(ctx: JobContext, pool: WorkerPool) -> list[WorkerSpec]:
     if job.kind != "grpo":
         return [trainer]
     infer = job.infer
-    replicas = pool.count("inference", infer.dp)
+    count = pool.count("inference", replicas or infer.dp)
     # Replica i listens at port + i where the user chose a port; the default is for one that a person starts alone.
     chosen = infer.port not in (0, type(infer).model_fields["port"].default)
     payload = infer.model_dump(mode="json") | ({"model": own_base(ctx)} if own_base(ctx) else {})
@@ -80,7 +87,7 @@ def worker_specs(ctx: JobContext, pool: WorkerPool) -> list[WorkerSpec]:
             port=infer.port + index if chosen else 0,
             port_key="infer.port",
         )
-        for index in range(replicas)
+        for index in range(count)
     ]
     specs.append(trainer)
     if _needs_built_in_rewards(job.orch):

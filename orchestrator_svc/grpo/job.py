@@ -23,6 +23,7 @@ from orchestrator_svc.grpo.ledger import Ledger
 from orchestrator_svc.grpo.loop import GrpoLoop
 from orchestrator_svc.grpo.opening import check_base, fit, open_book, open_environments, open_trainer, prepare_prompts
 from orchestrator_svc.grpo.replacing import Replacing
+from orchestrator_svc.grpo.replica_scaling import ReplicaScaling
 from orchestrator_svc.grpo.replicas import Replicas
 from orchestrator_svc.grpo.report import Reporter
 from orchestrator_svc.grpo.scoring import Scorer
@@ -33,6 +34,7 @@ from orchestrator_svc.grpo.tokenizer import ChatTokenizer
 from orchestrator_svc.grpo.trainer import Trainer
 from orchestrator_svc.journal import LeaseLostError
 from orchestrator_svc.launchers.base import WorkerPool
+from orchestrator_svc.scaling import scale_of
 from orchestrator_svc.workers import own_base, start_replicas, start_workers
 from surogate.config.job import GrpoJob
 from surogate.errors import CancelledError, SurogateError
@@ -70,7 +72,8 @@ async def _put_together(
 ) -> GrpoLoop:
     """Everything that the loop needs, ready; `stack` closes it, the last first."""
     tokenizer = await asyncio.to_thread(ChatTokenizer.load, settings.model)
-    workers = await start_workers(ctx, pool)
+    scale = await ctx.database.read(lambda c: scale_of(c, ctx.job_id))
+    workers = await start_workers(ctx, pool, scale)
     environments = await open_environments(settings, workers.reward, stack)
 
     await ctx.set_status("waiting for the trainer to load the model")
@@ -85,11 +88,14 @@ async def _put_together(
     stack.push_async_exit(partial(_close, trainer))
     await reporter.open(trainer.step)
 
-    inference = workers.inference or await start_replicas(ctx, pool)
+    inference = workers.inference or await start_replicas(ctx, pool, scale)
     await ctx.set_status(f"waiting for {len(inference)} inference replicas")
     replicas = Replicas(inference, trainer.push, current=lambda: trainer.step)
     stack.push_async_callback(replicas.close)
     await replicas.start()
+    scaling = ReplicaScaling(ctx, pool, replicas)
+    stack.push_async_callback(scaling.close)
+    scaling.start()
 
     check_base(replicas, own_base(ctx))
     plan = fit(settings.plan, replicas, settings)

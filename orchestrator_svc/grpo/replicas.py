@@ -110,11 +110,31 @@ class Replicas:
             replica.outstanding -= rollouts
             await self._notify()
 
+    def add(self, worker: Worker) -> None:
+        """Has one more replica take part, once it is up and serves the trainer's version."""
+        replica = Replica(worker)
+        self.all.append(replica)
+        self._start_restore(replica)
+
+    async def drain_last(self) -> Worker:
+        """Takes the last replica out of service, and returns its worker when it has finished what it was given."""
+        replica = self.all.pop()
+        if (restoring := self._restoring.pop(replica, None)) is not None:
+            restoring.cancel()
+        async with self._pushing:  # a push under way has it among its targets
+            replica.stub = None
+        async with self._changed:
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: not replica.outstanding)
+        return replica.worker
+
     def doubt(self, replica: Replica, stub: Stub | None) -> None:
         """Takes a replica out of service until it has been brought back, unless `stub` is of an earlier incarnation."""
         if replica.stub is None or replica.stub is not stub:
             return
         replica.stub = None
+        if replica not in self.all:
+            return  # it is leaving
         self._start_restore(replica)
 
     async def push(self) -> Pushed:

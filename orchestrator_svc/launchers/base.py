@@ -17,12 +17,12 @@ session again, an inference replica serves policy version 0.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from surogate.errors import InternalError
+from surogate.errors import FailedPreconditionError, InternalError
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -122,6 +122,15 @@ class Worker(ABC):
             DeadlineError: Not ready after `timeout` seconds.
         """
 
+    async def log(self, tail: int, follow: bool) -> AsyncIterator[str]:
+        """The last lines of its log, and with `follow` new ones until it ends for good.
+
+        Raises:
+            FailedPreconditionError: Its log is kept by whoever runs it.
+        """
+        raise FailedPreconditionError(f"{self.name} is run by somebody else, who has its log", reason="NO_LOG")
+        yield ""  # makes it a generator
+
 
 class WorkerPool(ABC):
     """The workers of one job."""
@@ -149,6 +158,14 @@ class WorkerPool(ABC):
         Raises:
             FailedPreconditionError: It cannot be started as asked, for example since the port is taken.
         """
+
+    async def remove(self, worker: Worker) -> None:
+        """Ends one worker in good order.
+
+        Raises:
+            FailedPreconditionError: Its workers are run by somebody else.
+        """
+        raise FailedPreconditionError(f"{worker.name} is run by somebody else", reason="STATIC_REPLICAS")
 
     @abstractmethod
     async def stop(self) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator_svc.launchers.base import Worker, WorkerFailedError, WorkerSpec
+from orchestrator_svc.launchers.files import follow_file
 from orchestrator_svc.launchers.incarnations import RestartBudget, RestartedWorker, RestartPolicy
 from orchestrator_svc.metrics import WORKER_RESTARTS
 from surogate.errors import DeadlineError, SurogateError, UnavailableError
@@ -57,6 +58,12 @@ class ChildWorker(RestartedWorker):
     def pid(self) -> int | None:
         """Process id of the current incarnation."""
         return self._process.process.pid if self._process else None
+
+    async def log(self, tail: int, follow: bool) -> AsyncIterator[str]:
+        file = self._command.log_file
+        async with aclosing(follow_file(file, tail, lambda: not follow or self._failure is not None)) as lines:
+            async for line in lines:
+                yield line
 
     def launch(self) -> None:
         """Starts the process, and again when it dies."""

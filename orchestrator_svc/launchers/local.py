@@ -77,6 +77,11 @@ class LocalPool(WorkerPool):
         worker.launch()
         return worker
 
+    async def remove(self, worker: Worker) -> None:
+        mine = next(one for one in self._workers if one is worker)
+        self._workers.remove(mine)
+        await mine.stop()
+
     async def stop(self) -> None:
         # The trainer first: it may push to replicas until it is told to end.
         trainers = [worker.stop() for worker in self._workers if worker.component == "trainer"]
@@ -100,7 +105,9 @@ class LocalPool(WorkerPool):
         environment = {key: value for key, value in environment.items() if key not in os.environ}
         if self._devices and spec.component != "reward":
             shares = self._shares()
-            mine = shares.trainer if spec.component == "trainer" else shares.inference[spec.index]
+            mine = (
+                shares.trainer if spec.component == "trainer" else shares.inference[spec.index % len(shares.inference)]
+            )
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         return environment
 

@@ -76,6 +76,23 @@ def replace_reward(
     return OK
 
 
+def scale_job(server: str, job: str, *, inference: int) -> int:
+    """Gives a running job more or fewer inference replicas."""
+    with Client(server) as client, reaching("orchestrator", server, START_ORCHESTRATOR):
+        found = client.scale_job(job, inference=inference)
+    sys.stdout.write(f"{found.name}: {inference} inference replicas from now on\n")
+    return OK
+
+
+def print_logs(server: str, job: str, *, component: str, tail: int, follow: bool) -> int:
+    """Prints what the workers of a job have written."""
+    with Client(server) as client, reaching("orchestrator", server, START_ORCHESTRATOR):
+        for line in client.logs(job, component=component, tail_lines=tail, follow=follow):
+            sys.stdout.write(f"{line.worker} | {line.text}\n")
+            sys.stdout.flush()
+    return OK
+
+
 def delete_job(server: str, job: str) -> int:
     """Forgets an ended job."""
     with Client(server) as client, reaching("orchestrator", server, START_ORCHESTRATOR):
@@ -137,7 +154,8 @@ def _facts(job: job_pb2.Job) -> Iterable[tuple[str, str]]:
     for key, value in sorted(job.labels.items()):
         yield "label", f"{key}={value}"
     for worker in job.workers:
-        yield "worker", f"{worker.component} {worker.index} at {worker.address}, {worker.restarts} restarts"
+        says = f": {worker.status_message}" if worker.status_message else ""
+        yield "worker", f"{worker.component} {worker.index} at {worker.address}, {worker.restarts} restarts{says}"
     for name, number in sorted(job.metrics.items()):
         yield name, f"{number:.6g}"
     for warning in job.warnings:

@@ -88,6 +88,34 @@ def reward(
     )
 
 
+@jobs_app.command("scale")
+def scale(
+    job: Job,
+    server: Server,
+    inference: Annotated[int, typer.Option(min=1, metavar="N", help="Inference replicas.", show_default=False)],
+) -> None:
+    """Give a running GRPO job more or fewer inference replicas."""
+    from surogate.cli import jobs
+
+    raise typer.Exit(jobs.scale_job(server, job, inference=inference))
+
+
+@jobs_app.command("logs")
+def logs(
+    job: Job,
+    server: Server,
+    component: Annotated[
+        str, typer.Option(metavar="NAME", help="trainer, inference, reward, or one such as inference-1; unset: all.")
+    ] = "",
+    tail: Annotated[int, typer.Option(min=1, max=10_000, help="Lines of each to begin with.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the workers have ended.")] = False,
+) -> None:
+    """Print the logs of a job's workers."""
+    from surogate.cli import jobs
+
+    raise typer.Exit(jobs.print_logs(server, job, component=component, tail=tail, follow=follow))
+
+
 @jobs_app.command("delete")
 def delete(job: Job, server: Server) -> None:
     """Forget an ended job; its files stay."""

@@ -174,6 +174,21 @@ class AsyncClient:
             )
         )
 
+    async def scale_job(self, job: JobRef, *, inference: int) -> job_pb2.Job:
+        """Has a running GRPO job use so many inference replicas from now on."""
+        return await self._jobs.ScaleJob(job_pb2.ScaleJobRequest(name=job_name(job), inference=inference))
+
+    async def logs(
+        self, job: JobRef, *, component: str = "", tail_lines: int = 0, follow: bool = False
+    ) -> AsyncIterator[job_pb2.LogLine]:
+        """Yields lines of the workers' logs: the last ones of each, and with `follow` what they write until they end.
+
+        `component` is `inference` for all of them, `inference-1` for one, empty for every worker.
+        """
+        request = job_pb2.ReadLogsRequest(name=job_name(job), component=component, tail_lines=tail_lines, follow=follow)
+        async for line in self._jobs.ReadLogs(request):
+            yield line
+
     async def delete_job(self, job: JobRef) -> None:
         """Forgets an ended job and its events; its files stay."""
         await self._jobs.DeleteJob(job_pb2.DeleteJobRequest(name=job_name(job)))

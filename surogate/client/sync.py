@@ -131,6 +131,19 @@ class Client:
             )
         )
 
+    def scale_job(self, job: JobRef, *, inference: int) -> job_pb2.Job:
+        """Has a running GRPO job use so many inference replicas from now on."""
+        return self._run(self._client.scale_job(job, inference=inference))
+
+    def logs(
+        self, job: JobRef, *, component: str = "", tail_lines: int = 0, follow: bool = False
+    ) -> Iterator[job_pb2.LogLine]:
+        """Yields lines of the workers' logs: the last ones of each, and with `follow` what they write until they end.
+
+        `component` is `inference` for all of them, `inference-1` for one, empty for every worker.
+        """
+        return self._iterate(self._client.logs(job, component=component, tail_lines=tail_lines, follow=follow))
+
     def delete_job(self, job: JobRef) -> None:
         """Forgets an ended job and its events; its files stay."""
         self._run(self._client.delete_job(job))

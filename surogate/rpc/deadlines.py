@@ -13,6 +13,7 @@ Deadlines = Mapping[str, float | None]
 
 DEFAULT_DEADLINES: Deadlines = {
     "WatchJob": None,
+    "ReadLogs": None,
     "WatchSession": None,
     "Watch": None,  # grpc.health.v1.Health
     "ServerReflectionInfo": 60.0,

@@ -57,6 +57,9 @@ def test_list_get_cancel_delete() -> None:
         got = run("jobs", "get", "one", "--server", server)
         assert "jobs/one" in got.stdout and "queued" in got.stdout
         assert json.loads(run("jobs", "get", "one", "--server", server, "--json").stdout)["state"] == "STATE_QUEUED"
+        assert "3 inference replicas" in run("jobs", "scale", "one", "--server", server, "--inference", "3").stdout
+        logs = run("jobs", "logs", "one", "--server", server, "--component", "trainer", "--follow", "--tail", "7")
+        assert logs.stdout.splitlines() == ["trainer-0 | one", "trainer-0 | two"]
         replaced = run("jobs", "reward", "one", "--server", server, "--address", "new:50055", "--shadow")
         assert replaced.stdout == "jobs/one: the shadow is new:50055 from now on\n"
         assert run("jobs", "cancel", "one", "--server", server).stdout == "jobs/one: cancelled\n"

@@ -90,6 +90,15 @@ class FakeOrchestrator(job_pb2_grpc.JobServiceServicer):
         self.replaced = request
         return self.jobs[request.name]
 
+    async def ScaleJob(self, request: Any, context: Any) -> Job:
+        self.scaled = request.inference
+        return self.jobs[request.name]
+
+    async def ReadLogs(self, request: Any, context: Any) -> AsyncIterator[job_pb2.LogLine]:
+        self.logs_asked = request
+        for text in ("one", "two"):
+            yield job_pb2.LogLine(worker="trainer-0", text=text)
+
     async def DeleteJob(self, request: Any, context: Any) -> Any:
         del self.jobs[request.name]
         return Empty()

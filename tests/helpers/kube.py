@@ -73,12 +73,14 @@ class Cluster:
     Attributes:
         api: The API server.
         holds: Pods stay as they were created, for the test to say what happens to them.
+        starves: Jobs get no pods at all.
         said: Log lines by pod.
     """
 
     def __init__(self, api: ApiServer, register: Register) -> None:
         self.api = api
         self.holds = False
+        self.starves = False
         self.said: dict[str, list[str]] = {}
         self._register = register
         self._running: dict[str, AbstractAsyncContextManager[RpcServer]] = {}
@@ -161,7 +163,7 @@ class Cluster:
         if "FailureTarget" in ended or "SuccessCriteriaMet" in ended:
             self._finish(job, conditions)
             return
-        if spec["suspend"]:
+        if spec["suspend"] or self.starves:
             return
         mine = [pod for pod in self.pods if self._job_of(pod) is job]
         broken = [pod for pod in mine if pod["status"]["phase"] == "Failed" and not _disrupted(pod)]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orchestrator_svc.grpo import job as grpo
 from surogate.rpc.server import RpcServer
-from surogate.v1 import trainer_pb2_grpc
-from tests.helpers import fake_trainer
-from tests.helpers.kube import Cluster, kubernetes, write_kubeconfig, write_templates
+from surogate.v1 import inference_pb2_grpc, reward_pb2_grpc, trainer_pb2_grpc
+from tests.helpers import fake_trainer, grpo_fakes
+from tests.helpers.grpo_job import write_tokenizer
+from tests.helpers.kube import PORT, Cluster, kubernetes, write_kubeconfig, write_templates
 from tests.helpers.kube_server import Object
 from tests.helpers.orchestrator import Orchestrator, orchestrating
 
@@ -47,3 +50,51 @@ async def training_on(
         values = launcher_settings(folder, cluster, **settings)
         async with orchestrating(folder, launcher_name="kubernetes", **values) as orchestrator:
             yield orchestrator, cluster
+
+
+class GrpoPods:
+    """Pods of GRPO jobs: a trainer whose disk survives it, replicas that begin with version 0, and a reward service."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.hooks = grpo_fakes.Hooks()
+        self.disk = grpo_fakes.Disk()
+        self.replicas: dict[str, grpo_fakes.FakeInference] = {}
+        self.trainers: list[grpo_fakes.FakeTrainer] = []
+        self.seconds = seconds
+
+    def __call__(self, pod: Object, server: RpcServer) -> None:
+        match pod["metadata"]["labels"]["app.kubernetes.io/component"]:
+            case "trainer":
+                trainer = grpo_fakes.FakeTrainer(self.hooks, self.replicas)
+                trainer.disk = self.disk
+                self.trainers.append(trainer)
+                add: Any = trainer_pb2_grpc.add_TrainerServiceServicer_to_server
+                server.add(add, trainer, "surogate.v1.TrainerService")
+            case "inference":
+                replica = grpo_fakes.FakeInference(self.hooks, self.seconds)
+                self.replicas[f"{pod['status']['podIP']}:{PORT}"] = replica
+                add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
+                server.add(add, replica, "surogate.v1.InferenceService")
+            case "reward":
+                reward = grpo_fakes.FakeReward(self.hooks)
+                add = reward_pb2_grpc.add_RewardServiceServicer_to_server
+                server.add(add, reward, "surogate.v1.RewardService")
+                add = reward_pb2_grpc.add_EnvironmentServiceServicer_to_server
+                server.add(add, reward, "surogate.v1.EnvironmentService")
+
+    def of(self, pod: Object) -> grpo_fakes.FakeInference:
+        """The replica in a pod."""
+        return self.replicas[f"{pod['status']['podIP']}:{PORT}"]
+
+
+@asynccontextmanager
+async def reinforcing_on(
+    folder: Path, pods: GrpoPods, **settings: Any
+) -> AsyncIterator[tuple[Orchestrator, Cluster, str]]:
+    """An orchestrator that runs GRPO jobs on a cluster of fakes, and the model that they begin with."""
+    model = write_tokenizer(folder / "model")
+    async with kubernetes(pods) as cluster:
+        values = launcher_settings(folder, cluster, **settings)
+        runs = {"grpo": partial(grpo.run, rollout_bytes=0)}
+        async with orchestrating(folder, runs, launcher_name="kubernetes", **values) as orchestrator:
+            yield orchestrator, cluster, str(model)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,13 @@ from orchestrator_svc.launchers.kubernetes import names, words
 from orchestrator_svc.launchers.kubernetes.api import EVENT, JOB, Object
 from orchestrator_svc.launchers.kubernetes.manifests import GRPC_PORT
 from orchestrator_svc.metrics import WORKER_RESTARTS
-from surogate.errors import AlreadyExistsError, FailedPreconditionError, SurogateError
+from surogate.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    NotFoundError,
+    SurogateError,
+    UnavailableError,
+)
 from surogate.rpc import address
 from surogate.telemetry.log import get_logger
 
@@ -29,6 +35,7 @@ _NO_POD_SECONDS = 3.0
 """A Job that has had no pod for so long has a reason, which its events tell."""
 _LOG_LINES, _KEPT_LINES = 15, 2000
 _SAVE_SECONDS = 10.0
+_LOG_PAUSE = 0.5
 
 
 class KubernetesWorker(RestartedWorker):
@@ -70,21 +77,19 @@ class KubernetesWorker(RestartedWorker):
             await self._save_logs(job)
             await self._pool.api.delete(JOB, job["metadata"]["name"], job["metadata"]["uid"])
 
-    async def follow_log(self, tail: int) -> AsyncIterator[str]:
-        """The last lines of the current pod's log, and new ones until it ends."""
-        for pod in self._pods()[-1:]:
-            container = words.main_container(pod)["name"]
-            async for line in self._pool.api.follow_log(pod["metadata"]["name"], container=container, tail=tail):
-                yield line
-
-    async def read_log(self, tail: int) -> str:
-        """The last lines of the current pod's log."""
-        return await self._log_of(self._pods()[-1:], tail)
-
-    @property
-    def log_file(self) -> Path:
-        """Where the logs of pods that have ended are."""
-        return self._pool.logs / f"{self.name}.log"
+    async def log(self, tail: int, follow: bool) -> AsyncIterator[str]:
+        """Pod after pod, node after node of a trainer."""
+        seen: set[str] = set()
+        while True:
+            ended = not follow or self._failure is not None
+            for pod in [pod for pod in self._pods() if _has_run(pod) and pod["metadata"]["uid"] not in seen]:
+                seen.add(pod["metadata"]["uid"])
+                async with aclosing(self._log_of_pod(pod, tail, follow)) as lines:
+                    async for line in lines:
+                        yield line
+            if ended:
+                return
+            await asyncio.sleep(_LOG_PAUSE)
 
     async def _keep(self) -> None:
         try:
@@ -231,13 +236,24 @@ class KubernetesWorker(RestartedWorker):
         with suppress(TimeoutError):
             async with asyncio.timeout(_SAVE_SECONDS):
                 text = await self._log_of(self._pool.mirror.pods(job), _KEPT_LINES)
-                await asyncio.to_thread(_append, self.log_file, text)
+                await asyncio.to_thread(_append, self._pool.logs / f"{self.name}.log", text)
+
+    async def _log_of_pod(self, pod: Object, tail: int, follow: bool) -> AsyncGenerator[str, None]:
+        name, container = pod["metadata"]["name"], words.main_container(pod)["name"]
+        if not follow:
+            for line in (await self._pool.api.log(name, container=container, tail=tail)).splitlines():
+                yield line
+            return
+        async with aclosing(self._pool.api.follow_log(name, container=container, tail=tail)) as lines:
+            with suppress(NotFoundError, UnavailableError):  # the pod is gone; another one may come
+                async for line in lines:
+                    yield line
 
     async def _log_of(self, pods: Sequence[Object], lines: int) -> str:
         texts = []
         for pod in pods:
-            if not (pod.get("status") or {}).get("containerStatuses"):
-                continue  # nothing has run there yet
+            if not _has_run(pod):
+                continue
             container = words.main_container(pod)["name"]
             texts.append(await self._pool.api.log(pod["metadata"]["name"], container=container, tail=lines))
         return "".join(texts)
@@ -259,6 +275,12 @@ def _runs(pod: Object) -> bool:
     status = pod.get("status") or {}
     going = pod["metadata"].get("deletionTimestamp")
     return status.get("phase") == "Running" and bool(status.get("podIP")) and not going
+
+
+def _has_run(pod: Object) -> bool:
+    """Whether something has run there, and may have a log."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return any({"running", "terminated"} & set(status.get("state") or {}) for status in statuses)
 
 
 def _failed(pod: Object) -> bool:
