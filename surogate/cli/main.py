@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from surogate.cli import jobs_commands, reward_commands, rollouts_commands, service_commands
+from surogate.cli import env_commands, jobs_commands, reward_commands, rollouts_commands, service_commands
 from surogate.errors import SurogateError
 
 app = typer.Typer(
@@ -105,6 +105,7 @@ def grpo(
 
 jobs_commands.add_to(app)
 rollouts_commands.add_to(app)
+env_commands.add_to(app)
 reward_commands.add_to(app)
 service_commands.add_to(app)
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import secrets
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -25,11 +22,10 @@ from rich.progress import track
 from rich.table import Table
 
 from surogate.cli.exits import OK, reaching
+from surogate.cli.reward_service import START_REWARD, reward_channel
 from surogate.cli.rollouts import Row, Selection
 from surogate.errors import DeadlineError
-from surogate.process import start_service
 from surogate.rollouts import SCHEMA, num_sampled, write_table
-from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.rpc.status import from_status
 from surogate.structs import to_struct
 from surogate.v1 import common_pb2, reward_pb2, reward_pb2_grpc
@@ -56,7 +52,7 @@ def rescore(output_dir: Path, chosen: Selection, reward: NewReward, target: Path
     rows = sorted(chosen.rows(output_dir), key=itemgetter("group_id", "rollout_id"))
     groups = [list(group) for _, group in itertools.groupby(rows, key=itemgetter("group_id"))]
     where = reward.address or "this machine"
-    with reaching("reward service", where, "surogate serve reward --listen HOST:PORT"):
+    with reaching("reward service", where, START_REWARD):
         problems = asyncio.run(_score_all(groups, reward))
     if target is not None:
         _write(target, rows)
@@ -72,7 +68,7 @@ async def _score_all(groups: Sequence[list[Row]], reward: NewReward) -> list[str
     """Puts `new_reward` into every row: NaN where it could not be scored; returns what went wrong."""
     problems: list[str] = []
     room = asyncio.Semaphore(_CONCURRENT)
-    async with _channel(reward.address) as channel:
+    async with reward_channel(reward.address) as channel:
         stub: Any = reward_pb2_grpc.RewardServiceStub(channel)
 
         async def score(group: list[Row]) -> None:
@@ -137,27 +133,6 @@ def _example(row: Row) -> reward_pb2.Example:
 
 def _messages(text: str) -> list[common_pb2.ChatMessage]:
     return [ParseDict(message, common_pb2.ChatMessage()) for message in json.loads(text)]
-
-
-@asynccontextmanager
-async def _channel(address: str | None) -> AsyncIterator[Any]:
-    """To the service at `address`, or to a built-in one of one's own."""
-    if address is not None:
-        channel = open_channel(address)
-        try:
-            yield channel
-        finally:
-            await channel.close(None)
-        return
-    token = secrets.token_urlsafe(32)
-    with tempfile.TemporaryDirectory(prefix="surogate-rescore-") as folder:
-        service = await start_service("reward_svc", log_file=Path(folder) / "reward.log", token=token, name="reward")
-        channel = open_channel(service.address, ClientSecurity(token=token))
-        try:
-            yield channel
-        finally:
-            await channel.close(None)
-            await service.stop()
 
 
 def _summary(rows: Sequence[Row], problems: Sequence[str]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from surogate.cli.console import standard_output
 from surogate.cli.exits import FAILED, OK, reaching, usage
+from surogate.cli.reward_service import START_REWARD
 from surogate.reward.conformance import Finding, Report, Verdict, Wishes, check_service
 from surogate.rpc import address as addresses
 
 _STYLE = {Verdict.OK: "green", Verdict.FAIL: "bold red", Verdict.ADVICE: "yellow", Verdict.SKIPPED: "dim"}
-START_REWARD = "surogate serve reward --listen HOST:PORT"
 
 
 def check(address: str, environment: str | None, args: Mapping[str, Any], item_timeout: float, *, as_json: bool) -> int:

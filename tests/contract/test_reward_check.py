@@ -12,6 +12,7 @@ import pytest
 
 from reward_svc.environments.arithmetic import Arithmetic
 from reward_svc.environments.exact_match import ExactMatch
+from reward_svc.environments.guess_number import GuessNumber
 from reward_svc.environments.regex_match import RegexMatch
 from reward_svc.environments.reverse_text import ReverseText
 from reward_svc.environments.shaping import Format, Length
@@ -33,11 +34,14 @@ def named(report: Report, verdict: Verdict) -> set[str]:
 
 
 async def test_the_built_in_environments_have_nothing_to_be_advised_on() -> None:
-    async with reward_server(ReverseText(), Arithmetic(), ExactMatch(), RegexMatch(), Format(), Length()) as address:
-        report = await checked(address)
+    built_in = (ReverseText(), Arithmetic(), ExactMatch(), RegexMatch(), Format(), Length(), GuessNumber())
+    async with reward_server(*built_in) as address:
+        report = await checked(address, item_timeout=30.0)
     assert report.ok
     assert not named(report, Verdict.FAIL) | named(report, Verdict.ADVICE)
-    assert report.environments == ["reverse-text", "arithmetic", "exact-match", "regex", "format", "length"]
+    assert report.environments == [environment.id for environment in built_in]
+    (turns,) = [finding for finding in report.findings if finding.check == "turns"]
+    assert (turns.environment, turns.verdict) == ("guess-number", Verdict.OK)
     made = {finding.check for finding in report.findings if finding.environment == "reverse-text"}
     assert {"scores", "concurrency", "deadline", "cancelled", "large-message", "count", "finite"} <= made
 
@@ -97,6 +101,17 @@ async def test_prompts_in_no_fixed_order_are_named() -> None:
     async with broken.serving(broken.WithPrompts(), broken.ShuffledPrompts()) as address:
         report = await checked(address)
     assert named(report, Verdict.FAIL) == {"examples"}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [(broken.ShuffledPrompts, "UNIMPLEMENTED"), (broken.ForgetfulTurns, "the same turn was answered differently")],
+)
+async def test_turns_that_are_promised_and_not_answered_are_named(prompts: type[Any], said: str) -> None:
+    async with broken.serving(broken.WithTurns(), prompts()) as address:
+        report = await checked(address)
+    (turns,) = [finding for finding in report.findings if finding.check == "turns"]
+    assert turns.verdict is Verdict.FAIL and said in turns.what
 
 
 async def test_a_server_that_takes_only_4_mib_is_named() -> None:

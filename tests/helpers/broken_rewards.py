@@ -272,6 +272,27 @@ class ShuffledPrompts(reward_pb2_grpc.EnvironmentServiceServicer):
             yield example
 
 
+class WithTurns(GoodReward):
+    """Says that it answers turns."""
+
+    def describe(self) -> reward_pb2.Environment:
+        found = super().describe()
+        found.multi_turn = True
+        return found
+
+
+class ForgetfulTurns(reward_pb2_grpc.EnvironmentServiceServicer):
+    """Counts turns in a field of its own."""
+
+    turns = 0
+
+    async def TakeTurn(self, request: Any, context: Any) -> reward_pb2.TakeTurnResponse:
+        self.turns += 1
+        answer = reward_pb2.TakeTurnResponse()
+        answer.messages.add(role="user", content=f"That was turn {self.turns}.")
+        return answer
+
+
 @asynccontextmanager
 async def serving(
     servicer: GoodReward, *others: Any, options: list[tuple[str, Any]] | None = None

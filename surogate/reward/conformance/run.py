@@ -75,6 +75,8 @@ async def _check_environment(channel: Any, environment: reward_pb2.Environment, 
     if scores.verdict is not Verdict.OK:
         return [*findings, *subject.book.findings()]  # where nothing earns a score, there is nothing to compare
     findings.append(await service_checks.unknown_argument(subject))
+    if environment.multi_turn:
+        findings.append(await service_checks.turns(prompts, subject))
     for name in others:
         found = await run_check(name, subject)
         findings.append(found)

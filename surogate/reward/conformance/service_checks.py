@@ -166,6 +166,29 @@ async def examples(stub: Any, environment: reward_pb2.Environment, args: Struct)
     return Finding("examples", Verdict.FAIL, wrong, "EnvironmentService.ListExamples", do, environment.id), first
 
 
+async def turns(stub: Any, subject: Subject) -> Finding:
+    """A turn is answered, and answered again in the same way: a call that was cut off is made again."""
+    asked = reward_pb2.TakeTurnRequest(
+        run=RUN, group_id="turns", rollout_id="turns-0", environment=subject.environment.id, turn=1
+    )
+    asked.args.CopyFrom(subject.args)
+    asked.example.CopyFrom(subject.example)
+    asked.messages.add(role="assistant", content="Is it 7?")
+    asked.timeout.FromSeconds(int(_TIMEOUT))
+    do = "answer a turn by what the request has (messages, state, example) and nothing else"
+    where = "EnvironmentService.TakeTurn"
+    try:
+        first, again = [await stub.TakeTurn(asked, timeout=2 * _TIMEOUT) for _ in range(2)]
+    except SurogateError as error:
+        what = f"a turn is not answered: {error.reason}: {error.message}"
+        return Finding("turns", Verdict.FAIL, what, where, do, subject.environment.id)
+    if subject.environment.deterministic and first != again:
+        what = "the same turn was answered differently when it was asked again"
+        return Finding("turns", Verdict.FAIL, what, where, do, subject.environment.id)
+    what = f"a turn is answered by {len(first.messages)} messages" if first.messages else "a turn ends the episode"
+    return Finding("turns", Verdict.OK, what, environment=subject.environment.id)
+
+
 def _wrong_examples(
     train: Sequence[reward_pb2.Example], again: Sequence[reward_pb2.Example], held_out: Sequence[reward_pb2.Example]
 ) -> Iterator[str]:
