@@ -268,6 +268,11 @@ class _Resolver:
         if train.adapter_path is not None:
             text = "cannot be used in GRPO, where sampler and trainer share a base: merge the adapter into it first"
             self.wrong("train.adapter_path", text)
+        for key in ("early_stop", "epoch_adjustment"):
+            if getattr(train, key):
+                self.wrong(f"train.{key}", "is for PT and SFT: a GRPO job ends after max_steps")
+        if train.recipe != "bf16":
+            self.wrong("train.recipe", f"{train.recipe} is for PT and SFT: inference would compute otherwise; use bf16")
         self.check_loss(train.loss.root, train.lora)
 
     def check_loss(self, loss: IpoLoss | AipoLoss | DppoLoss | ClipLoss, lora: bool) -> None:

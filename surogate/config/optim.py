@@ -15,7 +15,6 @@ from surogate.config.base import (
     NonNegative,
     Positive,
     Size,
-    planned,
     problem,
     refuse,
     spelled,
@@ -142,28 +141,50 @@ class ParallelKeys(ConfigModel):
             problems.append(problem("optimizer", f"must be adamw with zero_level: {self.zero_level}"))
         if self.zero_level > 1 and any(getattr(self, f"qlora_{kind}", False) for kind in ("bnb", "fp8", "fp4")):
             problems.append(problem("zero_level", "must be 1 with QLoRA: quantised weights are not cut into shares"))
+        if self.zero_level > 1 and getattr(self, "recipe", "bf16") != "bf16":
+            problems.append(problem("zero_level", "must be 1 with a recipe other than bf16"))
+        for key, free in (("master_dtype", (None, "fp32")), ("gradient_dtype", (None,))):
+            if getattr(self, key, None) not in free:
+                problems.append(problem(key, "is for one GPU; over several, zero_level shares weights and gradients"))
         refuse("train", problems)
         return self
 
 
 RECIPES = {"fp8-hybrid": "fp8_hybrid", "bfloat16": "bf16"}
 """Other spellings of recipes."""
+Format = Annotated[Literal["fp32", "bf16"], spelled({"float32": "fp32", "bfloat16": "bf16"})]
 
 
 class PrecisionKeys(ConfigModel):
     """Number formats of training."""
 
-    recipe: Annotated[str, spelled({"fp8-hybrid": "fp8_hybrid", "bfloat16": "bf16"})] = planned(
-        "bf16", off=["bfloat16"]
-    )
-    """Precision of matrix products: bf16 (float32 with torch_dtype float32)."""
-    master_dtype: str | None = planned(None)
-    """Dtype of the master weights. null = float32 for what is trained."""
-    gradient_dtype: str | None = planned(None)
-    """Dtype of gradients. null = that of the weights."""
-    fp8_amax_history: int = planned(16)
-    """Steps over which FP8 scales look back."""
+    recipe: Annotated[Literal["bf16", "fp8_hybrid", "nvfp4"], spelled(RECIPES)] = "bf16"
+    """Format of matrix products: bf16 (float32 with torch_dtype float32), or fp8_hybrid (E4M3, gradients E5M2; a GPU of
+    compute capability 8.9 or above, and torchao; PT and SFT). nvfp4 is refused by the trainer, which says what to use.
+    """
+    master_dtype: Format | None = None
+    """Dtype of the weights that are trained, in memory: fp32, or bf16 (full fine-tuning and PT on one GPU), which takes
+    half the memory; steps are float32 all the same, and rounded at random. null = fp32.
+    """
+    gradient_dtype: Format | None = None
+    """Dtype in which gradients are added up and kept: fp32, or bf16 (one GPU). null = that of the weights."""
+    fp8_amax_history: Size = 16
+    """Steps over which scales of fp8_hybrid look back, ≥ 1. Without effect: they are those of the tensor at hand."""
     skip_quant_first_layers: Count = 0
-    """First layers whose weights are left unquantised, ≥ 0 (QLoRA)."""
+    """First layers that are left as they are, ≥ 0 (QLoRA and fp8_hybrid)."""
     skip_quant_last_layers: Count = 0
-    """Last layers whose weights are left unquantised, ≥ 0 (QLoRA). The output head always is."""
+    """Last layers that are left as they are, ≥ 0 (QLoRA and fp8_hybrid). The output head always is."""
+
+    @model_validator(mode="after")
+    def _formats_fit(self) -> Self:
+        problems = []
+        if self.master_dtype == "bf16" and getattr(self, "lora", False):
+            problems.append(problem("master_dtype", "is for full fine-tuning and PT; lora_dtype is that of adapters"))
+        if self.master_dtype == "bf16" and getattr(self, "torch_dtype", "auto") in ("float32", "float16"):
+            problems.append(problem("master_dtype", "is bf16, and needs torch_dtype: bfloat16"))
+        if self.recipe != "bf16" and getattr(self, "quantizes", False):
+            problems.append(problem("recipe", f"must be bf16 with QLoRA, got {self.recipe}"))
+        if self.recipe != "bf16" and getattr(self, "torch_dtype", "auto") in ("float32", "float16"):
+            problems.append(problem("recipe", f"is {self.recipe}, and needs torch_dtype: bfloat16"))
+        refuse("train", problems)
+        return self

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
 from surogate.config import keys
-from surogate.config.base import NOT_YET, ConfigModel, Count, Positive, Size, Text, fail, planned
+from surogate.config.base import (
+    NOT_YET,
+    ConfigModel,
+    Count,
+    Positive,
+    Size,
+    Text,
+    fail,
+    planned,
+    problem,
+    refuse,
+)
 from surogate.config.data import ChatKeys, DataKeys
 from surogate.config.lora import LoraKeys, QloraKeys
 from surogate.config.loss import LossConfig
@@ -49,12 +60,25 @@ class ReportingKeys(ConfigModel):
 class AutomationKeys(ConfigModel):
     """Training that changes its own course."""
 
-    early_stop: bool = planned(False)
-    """Stop when the loss no longer falls."""
-    auto_lr_reduction: bool = planned(False)
-    """Lower the learning rate after spikes of the loss."""
-    epoch_adjustment: bool = planned(False)
-    """Choose num_epochs by the size of the model."""
+    early_stop: bool = False
+    """End the run when the loss no longer falls: five evaluations without a better one, 500 steps without a better mean
+    of the last 20 losses (better: by 0.1 %), or 200 steps at more than 1.5 times the best mean. PT and SFT.
+    """
+    auto_lr_reduction: bool = False
+    """Halve the learning rate after a spike, at most five times: a loss above the mean of the last 100 by three
+    standard deviations and by 0.5, or a gradient of more than 10 times their mean norm. Nothing is judged in the first
+    50 steps, nor in the 50 after a reduction.
+    """
+    epoch_adjustment: bool = False
+    """Choose num_epochs by the size of the model: as many as make 20 tokens of training for each of its weights, at
+    least 1. PT and SFT, without max_steps.
+    """
+
+    @model_validator(mode="after")
+    def _epochs_are_free(self) -> Self:
+        if self.epoch_adjustment and getattr(self, "max_steps", -1) > 0:
+            refuse("train", [problem("epoch_adjustment", "chooses num_epochs, which max_steps overrides: remove one")])
+        return self
 
 
 class NoiseScheduler(ConfigModel):

@@ -158,6 +158,11 @@ def test_one_output_folder(given: dict[str, Any], train: str, orch: str) -> None
             ["train.max_steps: is required, here or as max_steps of orch.yaml: GRPO has no epochs"],
         ),
         ({"train.datasets": [TEXT]}, ["train.datasets: must be empty in GRPO: prompts come from env in orch.yaml"]),
+        ({"train.early_stop": True}, ["train.early_stop: is for PT and SFT: a GRPO job ends after max_steps"]),
+        (
+            {"train.recipe": "fp8_hybrid"},
+            ["train.recipe: fp8_hybrid is for PT and SFT: inference would compute otherwise; use bf16"],
+        ),
         (
             {"train.adapter_path": "a"},
             [

@@ -88,6 +88,22 @@ def dataset(**keys: Any) -> dict[str, Any]:
         ({"distributed": {"num_nodes": 0}}, "distributed.num_nodes: must be 1 or more, got 0"),
         ({"distributed": {"num_node": 2}}, "distributed.num_node: unknown key; did you mean `num_nodes`?"),
         (
+            {"epoch_adjustment": True, "max_steps": 9},
+            "epoch_adjustment: chooses num_epochs, which max_steps overrides: remove one",
+        ),
+        ({"master_dtype": "bf16"}, "master_dtype: is for full fine-tuning and PT; lora_dtype is that of adapters"),
+        (
+            {"lora": False, "master_dtype": "bf16", "torch_dtype": "float32"},
+            "master_dtype: is bf16, and needs torch_dtype: bfloat16",
+        ),
+        ({"gradient_dtype": "fp16"}, "gradient_dtype: must be one of fp32, bf16; got 'fp16'; did you mean `bf16`?"),
+        (
+            {"gradient_dtype": "bf16", "gpus": 2},
+            "gradient_dtype: is for one GPU; over several, zero_level shares weights and gradients",
+        ),
+        ({"recipe": "fp8_hybrid", "qlora_bnb": True}, "recipe: must be bf16 with QLoRA, got fp8_hybrid"),
+        ({"recipe": "fp8"}, "recipe: must be one of bf16, fp8_hybrid, nvfp4; got 'fp8'"),
+        (
             {"noise_scheduler": {"enabled": True}},
             "noise_scheduler.enabled: known, not supported yet (only false works)",
         ),

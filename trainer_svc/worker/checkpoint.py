@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,7 @@ def restore(session: TrainingSession, path: Path, warn: Warn) -> None:
         warn(f"the moments of {session.train.optimizer} start at zero: {path.name} has those of another optimizer")
     determinism.restore_rng_state(load_file(path / STATE / "rng.safetensors"), session.ranks.rank)
     session.step = int(state["step"])
+    session.watch(state.get("watch", {}))
     session.bad_steps = int(state["bad_steps"])
 
 
@@ -183,7 +185,7 @@ def _gather_state(session: TrainingSession) -> State:
         "optimizer": session.optimizer.state(),
         "rng": {determinism.key(name, rank): own for rank, held in enumerate(by_rank) for name, own in held.items()},
     }
-    if policy.adapter is None and policy.precision.stored != torch.float32:
+    if policy.adapter is None and policy.precision.stored != policy.precision.trained:
         state["master"] = {name: whole(weight.detach()).contiguous() for name, weight in policy.trainable().items()}
     return state
 
@@ -199,6 +201,9 @@ def _write_state(session: TrainingSession, tensors: State, folder: Path) -> None
         "bad_steps": session.bad_steps,
         "threads": torch.get_num_threads(),
         "ranks": session.ranks.world_size,
+        "watch": {
+            name: asdict(watcher) for name, watcher in (("spikes", session.spikes), ("end", session.end)) if watcher
+        },
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "train": session.train.model_dump(mode="json"),
     }

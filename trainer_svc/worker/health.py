@@ -24,6 +24,8 @@ def finish_step(session: TrainingSession, loss: float, warn: Callable[[str], Non
     session.bad_steps = 0 if outcome.applied else session.bad_steps + 1
     if not outcome.applied:
         _complain(session, loss, outcome, warn)
+    elif session.spikes is not None:
+        _ease(session, loss, outcome, warn)
     return {
         names.LOSS: loss,
         names.GRAD_NORM: outcome.grad_norm,
@@ -31,6 +33,15 @@ def finish_step(session: TrainingSession, loss: float, warn: Callable[[str], Non
         names.UPDATE_SKIPPED: 0.0 if outcome.applied else 1.0,
         names.PEAK_BYTES: float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
     }
+
+
+def _ease(session: TrainingSession, loss: float, outcome: StepOutcome, warn: Callable[[str], None]) -> None:
+    """Lowers the learning rate from the next step on if this one had a spike."""
+    assert session.spikes is not None
+    spike = session.spikes.step(loss, outcome.grad_norm)
+    if spike is not None:
+        session.optimizer.scale = session.spikes.factor
+        warn(f"step {session.step} had {spike}: learning rates are {session.spikes.factor:g} times the schedule's now")
 
 
 def _complain(session: TrainingSession, loss: float, outcome: StepOutcome, warn: Callable[[str], None]) -> None:

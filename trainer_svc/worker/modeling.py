@@ -50,9 +50,12 @@ def load_model(
     say, each quantised as it is read. Raises ConfigError naming the key that is wrong.
     """
     config = load_model_config(train)
-    precision = Precision.of(train.torch_dtype, getattr(config, "dtype", None))
+    trained = torch.bfloat16 if train.master_dtype == "bf16" else torch.float32
+    precision = Precision.of(train.torch_dtype, getattr(config, "dtype", None), trained)
+    if precision.autocast is None and trained == torch.bfloat16:
+        raise config_error("master_dtype", "is bf16, and the model computes in float32; set torch_dtype: bfloat16")
     path = str(source or (Path(train.model).expanduser() if is_local(train.model) else train.model))
-    dtype = precision.frozen if train.lora else torch.float32
+    dtype = precision.frozen if train.lora else precision.trained
     try:
         if train.from_scratch and source is None:
             torch.manual_seed(train.train_seed)

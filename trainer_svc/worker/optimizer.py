@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from surogate.config.train import TrainConfig
+from trainer_svc.worker.narrow import is_narrow, keep_gradients, total_norm, widened
 from trainer_svc.worker.optimizer_kinds import local, make_optimizers, restored, saved
 from trainer_svc.worker.ranks import Ranks
 from trainer_svc.worker.schedule import Schedule
@@ -27,7 +28,8 @@ class StepOutcome:
 class Optimizer:
     """What `optimizer` names, with clipping and a schedule. `apart`: names of embeddings and heads among the weights.
 
-    With `offload_optimizer` the state of a weight is on its device only while that weight is updated.
+    With `offload_optimizer` the state of a weight is on its device only while that weight is updated. `scale` is what
+    the schedule's learning rate is multiplied by.
     """
 
     def __init__(
@@ -44,16 +46,20 @@ class Optimizer:
         self._peak = float(train.learning_rate)
         self._max_norm = float(train.max_grad_norm)
         self._offload = train.offload_optimizer
+        self._narrow = is_narrow(train)
+        self.scale = 1.0
+        keep_gradients(self._weights.values(), train)
         apart = frozenset(apart)
         # Weights are independent of each other, so that an optimiser for each does what one for all would do.
-        shares = [{name: weight} for name, weight in weights.items()] if self._offload else [self._weights]
+        one_by_one = self._offload or self._narrow
+        shares = [{name: weight} for name, weight in weights.items()] if one_by_one else [self._weights]
         zero = self._ranks.world_size > 1 and train.zero_level == 1
         self._parts = [part for share in shares for part in make_optimizers(share, train, apart, zero=zero)]
         self._owner = {id(w): part for part in self._parts for group in part.param_groups for w in group["params"]}
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of optimiser step `step`, counted from 0."""
-        return self._peak * self._schedule.factor(step)
+        return self._peak * self._schedule.factor(step) * self.scale
 
     def step(self, step: int) -> StepOutcome:
         """Clips the gradients, makes optimiser step `step` (from 0) with them, and clears them.
@@ -62,18 +68,26 @@ class Optimizer:
         """
         rate = self.learning_rate(step)
         gradients = [weight.grad for weight in self._weights.values() if weight.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = total_norm(gradients) if self._narrow else torch.nn.utils.get_total_norm(gradients, foreach=True)
         grad_norm = float(whole(norm))
         applied = math.isfinite(grad_norm)
         if applied:
-            if self._max_norm > 0:
+            if self._max_norm > 0 and not self._narrow:
                 torch.nn.utils.clip_grads_with_norm_(list(self._weights.values()), self._max_norm, norm, foreach=True)
             for part in self._parts:
                 for group in part.param_groups:
                     group["lr"] = rate
-                self._step(part)
+                if self._narrow:
+                    with widened((w for group in part.param_groups for w in group["params"]), self._clipping(norm)):
+                        self._step(part)
+                else:
+                    self._step(part)
         self.discard()
         return StepOutcome(grad_norm, rate, applied)
+
+    def _clipping(self, norm: torch.Tensor) -> torch.Tensor:
+        """What gradients of that norm are multiplied by, 0-d."""
+        return (self._max_norm / (norm + 1e-6)).clamp(max=1.0) if self._max_norm > 0 else torch.ones_like(norm)
 
     def discard(self) -> None:
         """Throws gradients away."""

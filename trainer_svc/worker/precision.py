@@ -15,23 +15,26 @@ class Precision:
     """Formats of one session.
 
     `stored`: what files and pushed weights have. `frozen`: weights that are not trained. `autocast`: what matrix
-    products are computed in, None for float32 throughout. Trained weights are always float32 in memory.
+    products are computed in, None for float32 throughout. `trained`: weights that are, in memory.
     """
 
     stored: torch.dtype
     frozen: torch.dtype
     autocast: torch.dtype | None
+    trained: torch.dtype = torch.float32
 
     @classmethod
-    def of(cls, torch_dtype: str, checkpoint_dtype: torch.dtype | None) -> Precision:
+    def of(
+        cls, torch_dtype: str, checkpoint_dtype: torch.dtype | None, trained: torch.dtype = torch.float32
+    ) -> Precision:
         """`torch_dtype` of the configuration; `auto` takes the checkpoint's, or float32 where it names none.
 
         float16 is stored as such but computed in float32: its narrow range would need loss scaling.
         """
         stored = _DTYPES[torch_dtype] if torch_dtype != "auto" else (checkpoint_dtype or torch.float32)
         if stored == torch.bfloat16:
-            return cls(stored, torch.bfloat16, torch.bfloat16)
-        return cls(stored, torch.float32, None)
+            return cls(stored, torch.bfloat16, torch.bfloat16, trained)
+        return cls(stored, torch.float32, None, trained)
 
     def computing(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
         """The context in which the model is called."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,9 +21,11 @@ from trainer_svc.worker.optimizer import Optimizer
 from trainer_svc.worker.policy import Policy
 from trainer_svc.worker.quantized.loading import quantize_layers
 from trainer_svc.worker.ranks import Ranks
+from trainer_svc.worker.recipe import check, use_recipe
 from trainer_svc.worker.recompute import use_recompute
 from trainer_svc.worker.schedule import Schedule
 from trainer_svc.worker.tokenizer import load_tokenizer
+from trainer_svc.worker.watch import EarlyStop, SpikeGuard
 
 Kind = Literal["pt", "sft", "grpo"]
 
@@ -32,7 +35,7 @@ class TrainingSession:
     """The state of a session.
 
     `step`: optimiser steps done; `bad_steps`: how many of the last ones were skipped; `keep_interval`: checkpoints of
-    its multiples stay for good (0: none).
+    its multiples stay for good (0: none); `spikes` and `end` watch the run where the configuration asks for it.
     """
 
     kind: Kind
@@ -45,6 +48,8 @@ class TrainingSession:
     step: int = 0
     bad_steps: int = 0
     keep_interval: int = 0
+    spikes: SpikeGuard | None = None
+    end: EarlyStop | None = None
     _optimizer: Optimizer | None = None
 
     @property
@@ -77,6 +82,15 @@ class TrainingSession:
         self._optimizer = Optimizer(
             self.policy.trainable(), train, schedule, apart=_embeddings(self.policy.model), ranks=self.ranks
         )
+        self.watch({})
+
+    def watch(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Watches the run from here on, or from where a checkpoint's `state` left it."""
+        if self.train.auto_lr_reduction:
+            self.spikes = SpikeGuard(**state.get("spikes", {}))
+            self.optimizer.scale = self.spikes.factor
+        if self.train.early_stop:
+            self.end = EarlyStop(**state.get("end", {}))
 
 
 def load_session(
@@ -87,12 +101,14 @@ def load_session(
     With several ranks the model is spread over them. Raises ConfigError naming the key that is wrong.
     """
     ranks = ranks or Ranks()
+    check(train)
     tokenizer = load_tokenizer(train)
     if train.lora:
         policy = _load_adapter(kind, train, output_dir, tokenizer, weights, ranks)
     else:
         model, precision = load_model(train, source=weights)
         _freeze(model, train)
+        use_recipe(model, train)
         policy = Policy(model, precision, None, chunks=train.lmhead_chunks)
     use_recompute(policy.model, train)
     policy.train(True)
@@ -120,6 +136,7 @@ def _load_adapter(
         quantization = quantization_of(train, model.config, model.dtype)
         if quantization is not None:
             quantize_layers(model, quantization)
+    use_recipe(model, train)
     adapter = lora.attach(model, train, dropout=0.0 if kind == "grpo" else train.lora_dropout)
     if adapts_experts(adapter) and (kind == "grpo" or ranks.world_size > 1):
         where = "in GRPO: inference would not serve them" if kind == "grpo" else "over several GPUs"

@@ -18,7 +18,9 @@ from trainer_svc.worker.data.store import EncodedData
 from trainer_svc.worker.health import finish_step
 from trainer_svc.worker.packing import pack
 from trainer_svc.worker.plan import StepPlan, join_rows
+from trainer_svc.worker.quantized.state import count_parameters
 from trainer_svc.worker.session import TrainingSession
+from trainer_svc.worker.watch import TOKENS_PER_WEIGHT, epochs_for
 from trainer_svc.worker_protocol import Reporter
 
 EVAL_LOSS = "eval/loss"
@@ -41,8 +43,8 @@ class SupervisedRun:
             micro_batches=train.gradient_accumulation_steps * session.ranks.world_size,
             seed=train.train_seed,
         )
-        epochs = train.num_epochs * self._plan.steps_per_epoch
-        self.total_steps: int = train.max_steps if train.max_steps > 0 else epochs
+        epochs = self._num_epochs() if train.epoch_adjustment else train.num_epochs
+        self.total_steps: int = train.max_steps if train.max_steps > 0 else epochs * self._plan.steps_per_epoch
         threads = num_threads(train.dataloader_num_workers, session.policy.device)
         self._batches = ReadAhead(self._read, end=self.total_steps, threads=threads)
 
@@ -55,18 +57,42 @@ class SupervisedRun:
 
     def _run(self) -> bool:
         session, train = self._session, self._session.train
-        while session.step < self.total_steps:
+        while session.step < self.total_steps and not self._ends_early():
             if session.ranks.of_first(self._reporter.stop_requested):
                 return True
             metrics = self.train_step()
             last = session.step == self.total_steps
             self._reporter.step(session.step, metrics if last or session.step % train.logging_steps == 0 else {})
+            if session.end is not None:
+                session.end.step(metrics[names.LOSS])
             if self._data.held_out is not None and (last or session.step % train.eval_steps == 0):
-                self._reporter.evaluation(session.step, self.evaluate(self._data.held_out))
+                found = self.evaluate(self._data.held_out)
+                self._reporter.evaluation(session.step, found)
+                if session.end is not None:
+                    session.end.evaluation(found[EVAL_LOSS])
             if train.save_steps and session.step % train.save_steps == 0 and not last:
                 self._save()
         self._finish()
         return False
+
+    def _ends_early(self) -> bool:
+        """Whether the run ends before its last step, which is said."""
+        session = self._session
+        reason = None if session.end is None else session.end.reason
+        if reason is not None:
+            self._reporter.warning(f"early_stop: ends after step {session.step} of {self.total_steps}: {reason}")
+        return reason is not None
+
+    def _num_epochs(self) -> int:
+        """`epoch_adjustment`: epochs by the size of the model."""
+        train, tokens = self._session.train, self._data.training.num_tokens
+        parameters = count_parameters(self._session.policy.model)[1]
+        epochs = epochs_for(parameters, tokens)
+        self._reporter.warning(
+            f"train.epoch_adjustment: {epochs} epochs instead of {train.num_epochs}: {TOKENS_PER_WEIGHT} tokens for "
+            f"each of {parameters:,} weights, and the data has {tokens:,}"
+        )
+        return epochs
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step: the mean loss over all learned tokens of its micro-batches, however they are cut.

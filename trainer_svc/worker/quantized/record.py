@@ -35,9 +35,7 @@ class Quantization:
         storage = storage_of(train)
         if storage is None:
             return None
-        first = range(min(train.skip_quant_first_layers, num_layers))
-        last = range(max(num_layers - train.skip_quant_last_layers, 0), num_layers)
-        return cls(storage, dtype, tuple(f"layers.{layer}" for layer in sorted({*first, *last})))
+        return cls(storage, dtype, skipped_layers(train, num_layers))
 
     @classmethod
     def noted(cls, model: torch.nn.Module) -> Quantization | None:
@@ -71,3 +69,10 @@ class Quantization:
             return cls(storage(**values), dtype, skip)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} does not say how the base was quantised: {error}") from error
+
+
+def skipped_layers(train: TrainConfig, num_layers: int) -> tuple[str, ...]:
+    """Parts of names, as `layers.0`, of the decoder layers that `skip_quant_*` leaves as they are."""
+    first = range(min(train.skip_quant_first_layers, num_layers))
+    last = range(max(num_layers - train.skip_quant_last_layers, 0), num_layers)
+    return tuple(f"layers.{layer}" for layer in sorted({*first, *last}))
