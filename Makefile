@@ -123,6 +123,16 @@ images: ## Build the container images: make images VARIANT=gpu REPOSITORY=regist
 wheels: setup ## Collect wheels in images/wheels, so that `make images` needs no package index
 	PYTHON=$(abspath $(BIN)/python) images/wheels.sh images/wheels $(IMAGES)
 
+E2E_STORAGE ?= build/containers
+.PHONY: e2e-containers
+e2e-containers: setup ## A GRPO job across the four containers, built and run without a daemon (root; 20 GB; its storage is kept)
+	SUROGATE_E2E_STORAGE=$(abspath $(E2E_STORAGE)) pytest -m slow tests/e2e/test_containers.py
+
+.PHONY: e2e-cluster
+e2e-cluster: setup ## Deploy the overlay cpu-kind to the cluster of KUBECONFIG, and run PT, SFT and GRPO jobs through it
+	@test -n "$(KUBECONFIG)" || { echo "no cluster: set KUBECONFIG to the file that says where yours is" >&2; exit 1; }
+	KUBECONFIG=$(KUBECONFIG) SUROGATE_E2E_CLUSTER=1 pytest -m slow tests/e2e/test_cluster.py
+
 .PHONY: checkov
 checkov: setup ## Install checkov for the slow tests of manifests, in an environment of its own: its pins are not ours
 	@test -x $(VENV)/checkov/bin/checkov || { $(PYTHON) -m venv $(VENV)/checkov && $(VENV)/checkov/bin/pip install --quiet checkov==3.3.30; }

@@ -19,7 +19,7 @@ need --build
 vllm=""
 for target in "$@"; do
   case "$target-$variant" in
-    orchestrator-*) need "${ORCHESTRATOR_EXTRAS-tracking}" ;;
+    orchestrator-*) need "${ORCHESTRATOR_EXTRAS-kubernetes,tracking}" ;;
     reward-*) need "" ;;
     trainer-*) need trainer ;;
     inference-gpu) need gpu ;;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import sys
 from pathlib import Path
 
 import grpc
@@ -202,3 +204,11 @@ def test_security_from_the_environment() -> None:
     security = ClientSecurity.from_env({"SUROGATE_TOKEN": "new,old", "SUROGATE_TLS_CA": "/ca.pem"})
     assert (security.token, security.ca_file, security.uses_tls) == ("new", Path("/ca.pem"), True)
     assert ClientSecurity.from_env({}) == ClientSecurity()
+
+
+@pytest.mark.parametrize(("service", "code"), [("surogate.v1.JobService", 0), ("surogate.v1.Other", 1), ("", 0)])
+async def test_the_probe_for_containers_ends_with_what_it_found(service: str, code: int) -> None:
+    async with serving(register) as server:
+        command = [sys.executable, "-m", "surogate.probe", server.address, *([service] if service else [])]
+        process = await asyncio.create_subprocess_exec(*command)
+        assert await process.wait() == code

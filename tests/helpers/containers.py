@@ -82,7 +82,11 @@ class Engine:
 
     def podman(self, *arguments: str, check: bool = True) -> str:
         """`podman ARGUMENTS`."""
-        return self.run("podman", *arguments, check=check).strip()
+        return self.run("podman", *arguments, check=check, timeout=900).strip()
+
+    def has_image(self, image: str) -> bool:
+        """Whether the storage has it."""
+        return bool(self.podman("images", "--quiet", image))
 
     def make_base(self) -> None:
         """The stand-in of the base image."""

@@ -25,7 +25,7 @@ from surogate.service import ServiceSettings
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "k8s/**/*.md")
     for path in ROOT.glob(pattern)
     if not {".venv", "build", "node_modules"} & set(path.relative_to(ROOT).parts)
 )
