@@ -1,10 +1,9 @@
-"""Rewards of a group, and answers to turns: asking the environment's service, and believing only what makes sense."""
+"""Rewards of a group, and answers to turns: asking the environment's service."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +12,12 @@ from typing import TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
+from orchestrator_svc.grpo.answers import take_rewards
 from orchestrator_svc.grpo.breaker import Breaker
 from orchestrator_svc.grpo.groups import Rollout
 from orchestrator_svc.grpo.services import RewardEndpoint
 from orchestrator_svc.grpo.shadow import Shadow
-from surogate.errors import BusyError, CancelledError, DataLossError, DeadlineError, SurogateError, UnavailableError
-from surogate.rpc.status import from_status
+from surogate.errors import BusyError, CancelledError, DeadlineError, SurogateError, UnavailableError
 from surogate.v1 import reward_pb2
 
 MAX_CONCURRENT = 64
@@ -117,7 +116,7 @@ class Scorer:
                 response = await self._ask(self._breakers[spec.key], call)
             except SurogateError as error:
                 raise _named(spec, error, _time_for(spec)) from error
-        scored, problem = _scored(spec, rollouts, response)
+        scored, problem = take_rewards(spec.id, rollouts, response)
         if spec.key in self._shadows:
             rewards = {rollout.rollout_id: rollout.reward for rollout in scored}
             self._shadows[spec.key].offer(request, rewards, _time_for(spec))
@@ -186,41 +185,6 @@ def _named(spec: Environment, error: SurogateError, seconds: float) -> SurogateE
     named = copy.copy(error)
     named.message = f"environment {spec.id}: the reward service failed: {what}"
     return named
-
-
-def _scored(
-    spec: Environment, rollouts: Sequence[Rollout], response: reward_pb2.ScoreRolloutsResponse
-) -> tuple[list[Rollout], str]:
-    if [result.rollout_id for result in response.results] != [rollout.rollout_id for rollout in rollouts]:
-        raise DataLossError(
-            f"environment {spec.id}: the reward service was asked about {len(rollouts)} rollouts and answered "
-            f"{len(response.results)}, or about others, or in another order",
-            reason="WRONG_REWARD_COUNT",
-        )
-    scored, problem = [], ""
-    for rollout, result in zip(rollouts, response.results, strict=True):
-        found = _problem(result)
-        if found:
-            problem = problem or f"environment {spec.id}: {found}"
-            continue
-        rollout.reward = result.score.reward
-        rollout.components = dict(result.score.components)
-        scored.append(rollout)
-    return scored, problem
-
-
-def _problem(result: reward_pb2.RolloutResult) -> str:
-    match result.WhichOneof("outcome"):
-        case "score":
-            reward = result.score.reward
-            return "" if math.isfinite(reward) else f"the reward of rollout {result.rollout_id} is {reward}"
-        case "error":
-            return f"rollout {result.rollout_id} could not be scored: {_text(from_status(result.error))}"
-    return f"rollout {result.rollout_id} was answered with neither a score nor an error"
-
-
-def _text(error: SurogateError) -> str:
-    return str(error) or error.reason
 
 
 def _duration(seconds: float) -> Duration:

@@ -1,0 +1,83 @@
+"""What a reward service answers about a group, believed only as far as it makes sense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from orchestrator_svc.grpo.groups import Rollout
+from surogate.errors import DataLossError, SurogateError
+from surogate.rpc.status import from_status
+from surogate.v1 import reward_pb2
+
+MAX_COMPONENTS = 64
+"""Named parts of a reward: each becomes a metric."""
+
+MAX_COMPONENT_NAME = 128
+"""Characters of a part's name."""
+
+
+def take_rewards(
+    environment: str, rollouts: Sequence[Rollout], response: reward_pb2.ScoreRolloutsResponse
+) -> tuple[list[Rollout], str]:
+    """Fills in `reward` and `components`; returns the rollouts that were scored, and what went wrong with others.
+
+    Raises:
+        DataLossError: The answer is not about these rollouts, each once, in their order.
+    """
+    reason, what = _mismatch(
+        [rollout.rollout_id for rollout in rollouts], [item.rollout_id for item in response.results]
+    )
+    if reason:
+        raise DataLossError(f"environment {environment}: the reward service {what}", reason=reason)
+    scored, problem = [], ""
+    for rollout, result in zip(rollouts, response.results, strict=True):
+        found = _problem(result)
+        if found:
+            problem = problem or f"environment {environment}: {found}"
+            continue
+        rollout.reward = result.score.reward
+        rollout.components = dict(result.score.components)
+        scored.append(rollout)
+    return scored, problem
+
+
+def _mismatch(asked: Sequence[str], answered: Sequence[str]) -> tuple[str, str]:
+    """Reason and words for an answer that is about something else; empty for one that fits."""
+    if asked == answered:
+        return "", ""
+    strange = next((name for name in answered if name not in set(asked)), None)
+    if strange is not None:
+        return "WRONG_ROLLOUT", f"answered about rollout {strange[:80]!r}, which it was not asked about"
+    if len(set(answered)) < len(answered):
+        twice = next(name for name in answered if answered.count(name) > 1)
+        return "ROLLOUT_TWICE", f"answered twice about rollout {twice!r}"
+    if len(answered) != len(asked):
+        return "WRONG_REWARD_COUNT", f"was asked about {len(asked)} rollouts and answered {len(answered)}"
+    return "WRONG_ORDER", "answered in another order than it was asked in"
+
+
+def _problem(result: reward_pb2.RolloutResult) -> str:
+    match result.WhichOneof("outcome"):
+        case "score":
+            return _wrong_score(result.rollout_id, result.score)
+        case "error":
+            return f"rollout {result.rollout_id} could not be scored: {_text(from_status(result.error))}"
+    return f"rollout {result.rollout_id} was answered with neither a score nor an error"
+
+
+def _wrong_score(rollout: str, score: reward_pb2.Score) -> str:
+    if not math.isfinite(score.reward):
+        return f"the reward of rollout {rollout} is {score.reward}"
+    if len(score.components) > MAX_COMPONENTS:
+        return f"the reward of rollout {rollout} has {len(score.components)} components, more than {MAX_COMPONENTS}"
+    for name, value in score.components.items():
+        if len(name) > MAX_COMPONENT_NAME:
+            return f"a component of rollout {rollout} has a name of {len(name)} characters"
+        if not math.isfinite(value):
+            return f"the component {name!r} of rollout {rollout} is {value}"
+    return ""
+
+
+def _text(error: SurogateError) -> str:
+    return str(error) or error.reason

@@ -1,0 +1,247 @@
+"""The orchestrator's side of scoring against services that misbehave, over real sockets: each is refused by name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.struct_pb2 import Struct
+
+from orchestrator_svc.grpo.answers import MAX_COMPONENTS
+from orchestrator_svc.grpo.groups import Rollout
+from orchestrator_svc.grpo.scoring import Environment, Scorer
+from orchestrator_svc.grpo.services import Custom
+from orchestrator_svc.grpo.setup import service_security
+from surogate.config.env import EnvConfig
+from surogate.errors import (
+    ConfigError,
+    DataLossError,
+    DeadlineError,
+    SurogateError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from surogate.reward import reward
+from surogate.rpc.channel import ClientSecurity
+from surogate.v1 import common_pb2, reward_pb2
+from tests.helpers import broken_rewards as broken
+from tests.helpers.certificates import Authority
+from tests.helpers.rewards import reward_server
+
+TEXTS = ("aeiou", "abcd", "xyz", "banana")
+VOWELS = [1.0, 0.25, 0.0, 0.5]
+
+
+def rollouts(group: str, *texts: str) -> list[Rollout]:
+    ids = np.ones(1, np.int32)
+    stop = common_pb2.FINISH_REASON_STOP
+    return [Rollout(f"{group}-{i}", ids, np.zeros(1, np.float32), stop, [], text=text) for i, text in enumerate(texts)]
+
+
+@asynccontextmanager
+async def scorer(
+    address: str, *, security: ClientSecurity | None = None, timeout: float = 10.0
+) -> AsyncIterator[tuple[Scorer, Environment]]:
+    """What scores the groups of a job whose environment is at `address`."""
+    endpoint = Custom(address, security or ClientSecurity())
+    environment = Environment("vowels", "vowels", Struct(), endpoint, timeout)
+    try:
+        yield Scorer({"vowels": environment}, job="test", patience=0.5), environment
+    finally:
+        await endpoint.close()
+
+
+async def scored(address: str, *texts: str, group: str = "g", **settings: Any) -> tuple[list[Rollout], str]:
+    async with scorer(address, **settings) as (asking, environment):
+        return await asking.score(environment, reward_pb2.Example(id="0"), group, rollouts(group, *(texts or TEXTS)))
+
+
+async def test_a_service_that_keeps_to_the_contract_is_believed() -> None:
+    async with broken.serving(broken.GoodReward()) as address:
+        found, problem = await scored(address)
+    assert [rollout.reward for rollout in found] == VOWELS
+    assert problem == ""
+
+
+class OfTheLastRequest(broken.GoodReward):
+    """Answers what was asked before, as a queue does that lost count."""
+
+    last = reward_pb2.ScoreRolloutsResponse()
+
+    async def ScoreRollouts(self, request: Any, context: Any) -> reward_pb2.ScoreRolloutsResponse:
+        self.last, answer = await super().ScoreRollouts(request, context), self.last
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("service", "reason", "said"),
+    [
+        (broken.OneShort, "WRONG_REWARD_COUNT", "was asked about 4 rollouts and answered 3"),
+        (broken.Sorted, "WRONG_ORDER", "another order"),
+        (broken.OwnIds, "WRONG_ROLLOUT", "about rollout '0', which it was not asked about"),
+        (broken.Twice, "ROLLOUT_TWICE", "twice about rollout 'g-0'"),
+        (OfTheLastRequest, "WRONG_REWARD_COUNT", "answered 0"),
+    ],
+)
+async def test_an_answer_about_something_else_is_refused(
+    service: type[broken.GoodReward], reason: str, said: str
+) -> None:
+    async with broken.serving(service()) as address:
+        with pytest.raises(DataLossError, match=said) as caught:
+            await scored(address, "abcd", "xyz", "banana", "aeiou")
+    assert caught.value.reason == reason
+    assert str(caught.value).startswith("environment vowels: the reward service ")
+
+
+async def test_the_answer_to_another_request_is_refused() -> None:
+    async with broken.serving(OfTheLastRequest()) as address, scorer(address) as (asking, environment):
+        example = reward_pb2.Example(id="0")
+        with pytest.raises(DataLossError):
+            await asking.score(environment, example, "g1", rollouts("g1", *TEXTS))
+        with pytest.raises(DataLossError, match="'g1-0', which it was not asked about") as caught:
+            await asking.score(environment, example, "g2", rollouts("g2", *TEXTS))
+    assert caught.value.reason == "WRONG_ROLLOUT"
+
+
+class Components(broken.GoodReward):
+    """Components that cannot be, by completion."""
+
+    async def result(self, rollout: reward_pb2.Rollout) -> reward_pb2.RolloutResult:
+        result = await super().result(rollout)
+        parts = {
+            "nan": {"part": float("nan")},
+            "many": {str(number): 1.0 for number in range(MAX_COMPONENTS + 1)},
+            "long": {"n" * 1000: 1.0},
+        }
+        for name, value in parts.get(rollout.completion, {"part": 1.0}).items():
+            result.score.components[name] = value
+        return result
+
+
+@pytest.mark.parametrize(
+    ("service", "bad", "said"),
+    [
+        (broken.Nan, " ", "the reward of rollout g-1 is nan"),
+        (broken.Silent, "xyz", "g-1 was answered with neither a score nor an error"),
+        (broken.NoCode, " ", "g-1 could not be scored: nothing to score"),
+        (Components, "nan", "the component 'part' of rollout g-1 is nan"),
+        (Components, "many", "g-1 has 65 components, more than 64"),
+        (Components, "long", "a component of rollout g-1 has a name of 1000 characters"),
+    ],
+)
+async def test_a_rollout_that_was_not_rightly_scored_is_left_out(
+    service: type[broken.GoodReward], bad: str, said: str
+) -> None:
+    async with broken.serving(service()) as address:
+        found, problem = await scored(address, "aeiou", bad, "banana")
+    assert [rollout.reward for rollout in found] == [1.0, 0.5]
+    assert said in problem and problem.startswith("environment vowels: ")
+
+
+class Late(broken.GoodReward):
+    """Answers when nobody waits any more."""
+
+    def __init__(self) -> None:
+        self.cancelled = asyncio.Event()
+
+    async def ScoreRollouts(self, request: Any, context: Any) -> reward_pb2.ScoreRolloutsResponse:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return await super().ScoreRollouts(request, context)
+
+
+async def test_a_late_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator_svc.grpo.scoring.GRACE", 0.2)
+    service = Late()
+    async with broken.serving(service) as address:
+        with pytest.raises(DeadlineError, match=r"environment vowels: .* did not answer within 0\.4 s"):
+            await scored(address, timeout=0.1)
+        await asyncio.wait_for(service.cancelled.wait(), 10)
+
+
+class Huge(broken.GoodReward):
+    """Explains a reward by more than a message may have."""
+
+    async def result(self, rollout: reward_pb2.Rollout) -> reward_pb2.RolloutResult:
+        result = await super().result(rollout)
+        result.score.explanation = "x" * (17 * 2**20)
+        return result
+
+
+async def test_an_answer_of_more_than_64_mib_is_refused() -> None:
+    unbounded = [("grpc.max_send_message_length", -1)]
+    async with broken.serving(Huge(), options=unbounded) as address:
+        with pytest.raises(SurogateError, match=r"environment vowels: .* larger than max") as caught:
+            await scored(address)
+    assert caught.value.reason == "MESSAGE_TOO_LARGE"
+
+
+@reward("vowels")
+def vowels(completion: str) -> float:
+    """Share of vowels."""
+    return sum(char in "aeiou" for char in completion) / len(completion)
+
+
+def at(address: str, **keys: Any) -> ClientSecurity:
+    """How the orchestrator shows itself to a service that is configured so in orch.yaml."""
+    return service_security(EnvConfig.model_validate({"id": "vowels", "address": address, **keys}), "orch.env.0")
+
+
+async def test_tokens_between_orchestrator_and_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWARD_TOKENS", "right")
+    monkeypatch.setenv("JOB_TOKEN", "right")
+    monkeypatch.setenv("WRONG_TOKEN", "wrong")
+    async with reward_server(vowels, token_env="REWARD_TOKENS") as address:
+        found, _ = await scored(address, security=at(address, token_env="JOB_TOKEN"))
+        assert [rollout.reward for rollout in found] == VOWELS
+        for security in (at(address), at(address, token_env="WRONG_TOKEN")):
+            with pytest.raises(UnauthenticatedError, match="environment vowels: "):
+                await scored(address, security=security)
+        with pytest.raises(ConfigError, match=r"orch\.env\.0\.token_env"):
+            at(address, token_env="NO_SUCH_VARIABLE")
+
+
+async def test_the_orchestrators_own_token_never_goes_to_a_custom_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUROGATE_TOKEN", "the orchestrator's")
+    monkeypatch.setenv("SUROGATE_TOKEN_FILE", "/no/such/file")
+    seen: list[tuple[str, str]] = []
+
+    class Curious(broken.GoodReward):
+        async def ScoreRollouts(self, request: Any, context: Any) -> reward_pb2.ScoreRolloutsResponse:
+            seen.extend(context.invocation_metadata())
+            return await super().ScoreRollouts(request, context)
+
+    async with broken.serving(Curious()) as address:
+        await scored(address, security=at(address))
+    assert seen and not [value for name, value in seen if name == "authorization"]
+
+
+async def test_tls_and_mtls_between_orchestrator_and_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    server, client = authority.issue("server"), authority.issue("client")
+    monkeypatch.setenv("SUROGATE_TLS_CA", str(authority.cert))
+    files = {"tls_cert": server.cert, "tls_key": server.key}
+    async with reward_server(vowels, **files) as address:
+        found, _ = await scored(address, security=at(address, tls=True))
+        assert [rollout.reward for rollout in found] == VOWELS
+        with pytest.raises(UnavailableError, match="environment vowels: "):
+            await scored(address, security=at(address))  # in the clear
+        monkeypatch.setenv("SUROGATE_TLS_CA", str(other.cert))
+        with pytest.raises(UnavailableError, match="environment vowels: "):
+            await scored(address, security=at(address, tls=True))
+    monkeypatch.setenv("SUROGATE_TLS_CA", str(authority.cert))
+    async with reward_server(vowels, **files, tls_client_ca=authority.cert) as address:
+        with pytest.raises(UnavailableError, match="environment vowels: "):
+            await scored(address, security=at(address, tls=True))
+        monkeypatch.setenv("SUROGATE_TLS_CERT", str(client.cert))
+        monkeypatch.setenv("SUROGATE_TLS_KEY", str(client.key))
+        found, _ = await scored(address, security=at(address, tls=True))
+        assert [rollout.reward for rollout in found] == VOWELS
