@@ -1,0 +1,120 @@
+"""Keys of LoRA: what is adapted and trained, adapters on adapters, merging; and embeddings that stay as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from surogate.errors import ConfigError
+from tests.helpers.engine import open_engine
+from tests.helpers.tiny import make_tiny_adapter, make_tiny_model
+from trainer_svc.worker.engine import Engine
+from trainer_svc.worker.lora import WEIGHTS_FILE
+
+IDS = torch.arange(4, 60)[None]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lora")
+    make_tiny_model(path / "model", std=0.1, tie_word_embeddings=False)
+    make_tiny_adapter(path / "adapter", path / "model", rank=8, alpha=16)
+    (path / "data.jsonl").write_text("\n".join(json.dumps({"text": f"{n} sheep and {n + 1} goats"}) for n in range(60)))
+    return path
+
+
+def opened(folder: Path, out: Path, **keys: Any) -> Engine:
+    train = {
+        "model": str(folder / "model"), "datasets": [{"path": str(folder / "data.jsonl"), "type": "text"}],
+        "sequence_len": 128, "max_steps": 3, "learning_rate": 1e-2, "lora_rank": 8, "lora_alpha": 16,
+        "lora_dropout": 0.0, "per_device_train_batch_size": 1,
+    }  # fmt: skip
+    return open_engine("sft", out, {**train, **keys})[0]
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(IDS).logits
+    return found
+
+
+def base(path: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(path)
+
+
+def test_named_layers_alone_are_adapted(folder: Path, tmp_path: Path) -> None:
+    engine = opened(folder, tmp_path, lora_target_modules=["q_proj", "down_proj"])
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in engine.session.policy.trainable()}
+    assert adapted == {"q_proj", "down_proj"}
+    with pytest.raises(ConfigError, match=r"train\.lora_target_modules: Target modules .*q_prok"):
+        opened(folder, tmp_path, lora_target_modules=["q_prok"])
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_rank_scale_dropout_and_dtype(folder: Path, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    engine = opened(folder, tmp_path, lora_rank=4, lora_alpha=12, lora_dropout=0.25, lora_dtype=name)
+    assert {weight.dtype for weight in engine.session.policy.trainable().values()} == {dtype}
+    layer: Any = engine.session.policy.model.get_submodule("model.layers.0.mlp.up_proj")
+    assert (layer.r["default"], layer.scaling["default"], layer.lora_dropout["default"].p) == (4, 3.0, 0.25)
+
+
+def test_a_new_adapter_on_a_merged_one_fits_the_base_that_is_written(folder: Path, tmp_path: Path) -> None:
+    engine = opened(folder, tmp_path, adapter_path=str(folder / "adapter"))
+    first = logits(PeftModel.from_pretrained(base(folder / "model"), folder / "adapter"))
+    torch.testing.assert_close(logits(engine.session.policy.model), first, rtol=1e-4, atol=1e-4)
+    engine.run()
+    named = json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str(tmp_path / "base")
+    second = logits(PeftModel.from_pretrained(base(tmp_path / "base"), tmp_path))
+    torch.testing.assert_close(second, logits(engine.session.policy.model), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(second, first, atol=1e-2)
+
+
+def test_an_adapter_that_goes_on_starts_where_it_was(folder: Path, tmp_path: Path) -> None:
+    keys = {"adapter_path": str(folder / "adapter"), "adapter_init_mode": "trainable"}
+    engine = opened(folder, tmp_path, **keys)
+    first = logits(PeftModel.from_pretrained(base(folder / "model"), folder / "adapter"))
+    torch.testing.assert_close(logits(engine.session.policy.model), first, rtol=1e-4, atol=1e-4)
+    engine.run()
+    assert set(load_file(tmp_path / WEIGHTS_FILE)) == set(load_file(folder / "adapter" / WEIGHTS_FILE))
+    assert not (tmp_path / "base").exists()
+    with pytest.raises(ConfigError, match=r"train\.lora_rank: is 4, and the adapter .* has 8; make them equal"):
+        opened(folder, tmp_path / "other", **keys, lora_rank=4)
+
+
+def test_the_merged_model_computes_what_the_adapter_does(folder: Path, tmp_path: Path) -> None:
+    engine = opened(folder, tmp_path, merge_adapter=True)
+    engine.run()
+    torch.testing.assert_close(
+        logits(base(tmp_path / "merged")), logits(engine.session.policy.model), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "frozen"),
+    [
+        ({"train_embeddings": False}, {"model.embed_tokens.weight"}),
+        ({"train_lm_head": False}, {"lm_head.weight"}),
+        ({"train_embeddings": False, "train_lm_head": False}, {"model.embed_tokens.weight", "lm_head.weight"}),
+    ],
+)
+def test_embeddings_and_head_stay_as_they_are(
+    folder: Path, tmp_path: Path, keys: dict[str, bool], frozen: set[str]
+) -> None:
+    engine = opened(folder, tmp_path, lora=False, **keys)
+    engine.run()
+    before, after = (load_file(path / "model.safetensors") for path in (folder / "model", tmp_path))
+    assert {name for name, weight in before.items() if torch.equal(weight, after[name])} == frozen
+
+
+def test_either_key_freezes_a_matrix_that_is_both(folder: Path, tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "tied", tie_word_embeddings=True)
+    engine = opened(folder, tmp_path / "out", model=str(tmp_path / "tied"), lora=False, train_lm_head=False)
+    assert "model.embed_tokens.weight" not in engine.session.policy.trainable()
