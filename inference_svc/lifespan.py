@@ -6,6 +6,7 @@ import asyncio
 import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from inference_svc import environment
@@ -15,7 +16,9 @@ from inference_svc.options import EngineOptions, resolve_options
 from inference_svc.replica import Replica
 from inference_svc.settings import InferenceSettings
 from surogate.rpc.server import RpcServer
+from surogate.storage.fetch import fetch
 from surogate.telemetry.log import get_logger
+from surogate.urls import is_url
 
 _log = get_logger("inference")
 
@@ -45,6 +48,8 @@ async def _run_engine(server: RpcServer, replica: Replica, options: EngineOption
     """Loads the model, serves it until cancelled, and reports any failure to `server`."""
     engine: Engine | None = None
     try:
+        if is_url(options.model):
+            options = replace(options, model=str(await asyncio.to_thread(fetch, options.model, "model")))
         loading = await asyncio.to_thread(importlib.import_module, "inference_svc.vllm_backend.loading")  # seconds
         engine, files = await loading.load_engine(options)
         assert engine is not None

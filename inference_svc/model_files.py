@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from surogate.errors import ConfigError, Violation
+from surogate.urls import is_url
 
 _HEADER_LIMIT = 100 << 20
 OUTPUT_HEAD = "lm_head.weight"
@@ -48,8 +49,8 @@ class ModelFiles:
 
 
 def is_local(model: str) -> bool:
-    """Whether `model` means a directory rather than a hub name."""
-    return Path(model).exists() or model.startswith(("/", ".", "~")) or model.count("/") != 1
+    """Whether `model` means a directory rather than a hub name or a URL."""
+    return not is_url(model) and (Path(model).exists() or model.startswith(("/", ".", "~")) or model.count("/") != 1)
 
 
 def read_model(directory: Path) -> ModelFiles:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from surogate.errors import ConfigError, Violation
+from surogate.urls import is_url
 
 _WRITING_KEYS = ("train.output_dir", "train.checkpoint_dir", "train.log_file", "orch.output_dir")
 
@@ -37,10 +38,35 @@ def check_paths(config: Mapping[str, Any], root: Path) -> None:
     violations = [
         Violation(key, f"{value!r} is outside of this server's output root: give a relative path without `..`")
         for key in _WRITING_KEYS
-        if (value := _get(config, key)) is not None and not (inside / Path(str(value))).resolve().is_relative_to(inside)
+        if (value := _get(config, key)) is not None
+        and not is_url(value)
+        and not (inside / Path(str(value))).resolve().is_relative_to(inside)
     ]
     if violations:
         raise ConfigError.of(violations)
+
+
+def check_urls(config: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Refuses URLs, wherever in a job, that begin with none of `allowed`, or climb out of it.
+
+    Raises:
+        ConfigError: Naming the keys.
+    """
+    violations = [
+        Violation(key, f"{url!r} is not below a URL that this server allows ({', '.join(allowed)})")
+        for key, url in _urls(config)
+        if ".." in url.split("/") or not url.startswith(tuple(f"{prefix.rstrip('/')}/" for prefix in allowed))
+    ]
+    if violations:
+        raise ConfigError.of(violations)
+
+
+def _urls(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if is_url(value):
+        yield key, value
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in items:
+        yield from _urls(inner, f"{key}.{name}" if key else str(name))
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:

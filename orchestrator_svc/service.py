@@ -25,7 +25,7 @@ from orchestrator_svc.database import Database
 from orchestrator_svc.journal import read_events
 from orchestrator_svc.launchers.kubernetes.policy import check_cluster
 from orchestrator_svc.messages import ENDED, KINDS, to_job
-from orchestrator_svc.paths import check_paths, output_dir_of
+from orchestrator_svc.paths import check_paths, check_urls, output_dir_of
 from orchestrator_svc.replace_reward import check_service, wanted_service
 from orchestrator_svc.reward_services import replace_service
 from orchestrator_svc.runner import JobRunner
@@ -35,6 +35,7 @@ from orchestrator_svc.worker_logs import read_logs
 from surogate.config.job import AnyJob, resolve_job
 from surogate.errors import InvalidInputError, OutOfRangeError, Violation
 from surogate.structs import from_struct
+from surogate.urls import is_url
 from surogate.v1 import job_pb2, job_pb2_grpc
 
 SERVICE = "surogate.v1.JobService"
@@ -180,6 +181,8 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         restricted = self._settings.restrict_paths
         if root is not None and (restricted or restricted is None):
             check_paths(given, root)
+        if self._settings.allowed_urls:
+            check_urls(given, self._settings.allowed_urls)
         if resolved.kind == "grpo" and resolved.orch.advantage.import_path:
             path = resolved.orch.advantage.import_path
             check_allowed(path, self._settings.custom_modules, "orch.advantage.import_path")
@@ -241,7 +244,7 @@ def _check_request(request: job_pb2.CreateJobRequest) -> None:
 def _anchor_checkpoints(config: dict[str, Any], root: Path | None) -> None:
     """A relative checkpoint_dir starts where a relative output_dir does, wherever the trainer runs."""
     train = config["train"]
-    if train.get("checkpoint_dir"):
+    if train.get("checkpoint_dir") and not is_url(train["checkpoint_dir"]):
         train["checkpoint_dir"] = str(((root or Path()) / Path(train["checkpoint_dir"]).expanduser()).resolve())
 
 

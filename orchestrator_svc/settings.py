@@ -92,6 +92,10 @@ class OrchestratorSettings(ServiceSettings):
     restrict_paths: bool | None = None
     """Whether jobs may write under output_root only. Unset means yes if output_root is set."""
 
+    allowed_urls: list[str] = Field(default_factory=list)
+    """Beginnings of the URLs that jobs may name (s3://BUCKET/PREFIX/), as JSON; empty is any that the services may
+    use."""
+
     custom_modules: list[str] = Field(default_factory=list)
     """Python modules whose functions jobs may run in this process (orch.advantage.import_path), submodules included;
     `*` is all, for an orchestrator of one user."""

@@ -12,6 +12,7 @@ import xxhash
 from google.protobuf.json_format import ParseDict
 
 from surogate.errors import ConfigError, Violation
+from surogate.storage.fetch import local
 from surogate.v1 import common_pb2, reward_pb2
 
 PROMPT, ANSWER, ID = "prompt", "answer", "id"
@@ -29,7 +30,7 @@ def read_examples(path: str, *, key: str) -> list[reward_pb2.Example]:
     Raises:
         ConfigError: Names `key`, and the row, when the file cannot be read so.
     """
-    file = Path(path).expanduser()
+    file = Path(local(path, key)).expanduser()
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
         raise _wrong(key, f"{path} must end in {', '.join(_READERS)}")

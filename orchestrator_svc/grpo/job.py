@@ -38,6 +38,7 @@ from orchestrator_svc.scaling import scale_of
 from orchestrator_svc.workers import own_base, start_replicas, start_workers
 from surogate.config.job import GrpoJob
 from surogate.errors import CancelledError, SurogateError
+from surogate.storage.fetch import TEXT, local
 
 
 async def run(ctx: JobContext, pool: WorkerPool, *, rollout_bytes: int) -> None:
@@ -67,11 +68,15 @@ async def run_with(ctx: JobContext, pool: WorkerPool, settings: Settings) -> Non
         raise
 
 
+def _tokenizer(model: str) -> ChatTokenizer:
+    return ChatTokenizer.load(local(model, "train.model", only=TEXT))
+
+
 async def _put_together(
     ctx: JobContext, pool: WorkerPool, settings: Settings, ledger: Ledger, stack: AsyncExitStack
 ) -> GrpoLoop:
     """Everything that the loop needs, ready; `stack` closes it, the last first."""
-    tokenizer = await asyncio.to_thread(ChatTokenizer.load, settings.model)
+    tokenizer = await asyncio.to_thread(_tokenizer, settings.model)
     scale = await ctx.database.read(lambda c: scale_of(c, ctx.job_id))
     workers = await start_workers(ctx, pool, scale)
     environments = await open_environments(settings, workers.reward, stack)

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.book import PromptBook
@@ -38,6 +37,7 @@ from surogate.errors import (
     Violation,
 )
 from surogate.structs import to_struct
+from surogate.urls import is_url, join
 from surogate.v1 import common_pb2, reward_pb2
 
 LIST_TIMEOUT = 120.0
@@ -175,7 +175,9 @@ def _first_origin(ctx: JobContext, settings: Settings) -> Origin:
         return Origin()
     if settings.resume_step is None:
         return Origin(fresh=False)
-    return Origin(str(Path(ctx.output_dir) / f"checkpoint-{settings.resume_step}"), fresh=False)
+    kept = str(settings.train.get("checkpoint_dir"))
+    folder = kept if is_url(kept) else str(ctx.output_dir)
+    return Origin(join(folder, f"checkpoint-{settings.resume_step}"), fresh=False)
 
 
 def check_base(replicas: Replicas, base: str | None) -> None:

@@ -36,7 +36,7 @@ class RunKeys(ConfigModel):
     output_dir: Text = "output"
     """Folder of metrics, logs, plots and the final model or adapter. GRPO: see output_dir of orch.yaml."""
     checkpoint_dir: Text | None = None
-    """Folder of the checkpoints. null = output_dir."""
+    """Folder of the checkpoints, or `s3://BUCKET/PREFIX` of an object store. null = output_dir."""
     resume_from_checkpoint: bool = True
     """Go on from the newest complete checkpoint, if there is one. false starts anew."""
     save_steps: Count = 50

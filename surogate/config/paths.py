@@ -9,6 +9,7 @@ from typing import Any
 
 from surogate.config.base import shown
 from surogate.errors import Violation
+from surogate.urls import is_url
 
 INPUT_KEYS = (
     "train.model",
@@ -44,7 +45,7 @@ def absolute_paths(config: Mapping[str, Any], base: Path, *, outputs: bool = Fal
     for key in INPUT_KEYS:
         _change(changed, key.split("."), lambda value: _existing(value, base))
     for key in OUTPUT_KEYS if outputs else ():
-        _change(changed, key.split("."), lambda value: str((base / Path(value).expanduser()).absolute()))
+        _change(changed, key.split("."), lambda value: _output(value, base))
     return changed
 
 
@@ -60,7 +61,7 @@ def missing_paths(config: Mapping[str, Any], base: Path) -> list[Violation]:
 
 def _is_path(value: str) -> bool:
     """Whether a value is spelled as a path, rather than as a name on the hub."""
-    return value.startswith((".", "/", "~")) or value.endswith(DATA_FILES)
+    return not is_url(value) and (value.startswith((".", "/", "~")) or value.endswith(DATA_FILES))
 
 
 def _existing(value: str, base: Path) -> str:
@@ -69,6 +70,10 @@ def _existing(value: str, base: Path) -> str:
         return str(path.absolute()) if path.exists() else value
     except OSError:  # a chat template in the place of its file may be too long for a name
         return value
+
+
+def _output(value: str, base: Path) -> str:
+    return value if is_url(value) else str((base / Path(value).expanduser()).absolute())
 
 
 def _values(data: Any, parts: list[str], prefix: str = "") -> Iterator[tuple[str, str]]:

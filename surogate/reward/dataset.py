@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surogate.reward.arguments import bad_argument
+from surogate.storage.fetch import local
 
 MAX_BYTES = 2**30
 
@@ -18,7 +19,7 @@ def read_rows(path: str, key: str = "dataset") -> list[dict[str, Any]]:
 
     Raises InvalidInputError that names `env[].args.<key>` when the file is missing, empty, too large (1 GiB) or wrong.
     """
-    file = Path(path).expanduser()
+    file = Path(local(path, f"env[].args.{key}")).expanduser()
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
         raise bad_argument(key, f"{path} is none of {', '.join(sorted(_READERS))}; convert it")

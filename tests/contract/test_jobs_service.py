@@ -131,6 +131,16 @@ async def test_paths_outside_of_the_output_root_are_refused(orchestrator: Orches
         await orchestrator.create(sft_config(output_dir="../elsewhere"))
 
 
+@pytest.mark.parametrize("url", ["s3://others/model", "s3://ours-too/m", "s3://ours/a/../../b", "s3://ours"])
+async def test_urls_outside_of_those_that_are_allowed_are_refused(tmp_path: Path, jobs: Jobs, url: str) -> None:
+    settings = {"allowed_urls": ["s3://ours/"]}
+    async with orchestrating(tmp_path, {"sft": jobs.run}, EmptyLauncher(), **settings) as orchestrator:
+        await orchestrator.create(sft_config(model="s3://ours/m", checkpoint_dir="s3://ours/c"), validate_only=True)
+        with pytest.raises(ConfigError, match="not below a URL that this server allows") as caught:
+            await orchestrator.create(sft_config(checkpoint_dir=url), validate_only=True)
+    assert [violation.field for violation in caught.value.violations] == ["train.checkpoint_dir"]
+
+
 async def test_one_folder_has_one_job_at_a_time(orchestrator: Orchestrator) -> None:
     await orchestrator.create(sft_config(), job_id="a")
     with pytest.raises(FailedPreconditionError, match="is being written by jobs/a"):

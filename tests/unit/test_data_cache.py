@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from surogate import caches
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, DataLossError
 from tests.helpers.tiny import PLAIN_CHAT_TEMPLATE, VOCAB_SIZE, make_tiny_tokenizer
@@ -27,7 +28,7 @@ CHATS = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(caches.VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache" / "tokens"
 
 
@@ -182,9 +183,9 @@ def test_a_disk_that_refuses_is_an_error_that_names_the_variable(root: Path) -> 
 
 def test_a_folder_that_cannot_be_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file" / "below"))
+    monkeypatch.setenv(caches.VARIABLE, str(tmp_path / "file" / "below"))
     with pytest.raises(DataLossError, match="SUROGATE_CACHE_DIR names"):
-        cache.cache_root()
+        caches.cache_root(cache.TOKENS)
 
 
 def test_what_was_not_used_for_long_goes(data: Path, root: Path) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-import xxhash
 from safetensors.torch import load_file, save_file
 
 from surogate.errors import DataLossError
+from surogate.storage.folders import fingerprint
 from trainer_svc.worker import determinism, lora
 from trainer_svc.worker.card import write_card
 from trainer_svc.worker.files import move_files, new_folder, remove_folder, write_adapter, write_model
@@ -75,24 +75,24 @@ def write_weights(session: TrainingSession, weights: Weights, folder: Path) -> N
     session.tokenizer.save_pretrained(folder)
 
 
-def write_final(session: TrainingSession) -> Path:
+def write_final(session: TrainingSession) -> tuple[Path, list[str]]:
     """Writes the final model or adapter into the output folder itself, and the merged model if asked for.
 
-    Raises DataLossError, with the path, if the disk refuses.
+    Returns the folder, and the names of the files there. Raises DataLossError, with the path, if the disk refuses.
     """
     output, weights = session.output_dir, gather_weights(session)
     merging = session.train.merge_adapter and session.policy.adapter is not None
     merged = lora.merged_state(session.policy.model) if merging else None
-    session.ranks.by_first(lambda: _write_final(session, output, weights, merged))
-    return output
+    return output, session.ranks.by_first(lambda: _write_final(session, output, weights, merged))
 
 
-def _write_final(session: TrainingSession, output: Path, weights: Weights, merged: Weights | None) -> None:
+def _write_final(session: TrainingSession, output: Path, weights: Weights, merged: Weights | None) -> list[str]:
     policy = session.policy
     try:
         with new_folder(output / "final") as temporary:
             write_weights(session, weights, temporary)
             write_card(session, temporary)
+        names = _files(output / "final")
         move_files(output / "final", output)
         (output / "final").rmdir()
         if merged is not None:
@@ -100,6 +100,8 @@ def _write_final(session: TrainingSession, output: Path, weights: Weights, merge
                 write_model(policy.model, merged, policy.precision.stored, temporary)
                 session.tokenizer.save_pretrained(temporary)
                 write_card(session, temporary, merged=True)
+            names += [f"merged/{name}" for name in _files(output / "merged")]
+        return names
     except (OSError, RuntimeError) as error:
         raise DataLossError(
             f"could not write the final model into {output}: {error}; the last checkpoint is good",
@@ -109,8 +111,14 @@ def _write_final(session: TrainingSession, output: Path, weights: Weights, merge
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints in a folder, (step, path), newest first. Half-written ones have other names."""
-    found = [(int(match[1]), path) for path in _entries(folder) if (match := _NAME.fullmatch(path.name))]
+    found = [(step, path) for path in _entries(folder) if (step := step_in(path.name)) is not None]
     return sorted(found, reverse=True)
+
+
+def step_in(name: str) -> int | None:
+    """The step in the name of a checkpoint's folder; None for other names."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def has(folder: Path, step: int) -> bool:
@@ -137,7 +145,7 @@ def verify(path: Path) -> None:
     except (OSError, ValueError) as error:
         raise DataLossError(f"{path} is not a complete checkpoint", reason="CHECKPOINT_DAMAGED") from error
     for name, expected in listed.items():
-        if not (path / name).is_file() or _fingerprint(path / name) != expected:
+        if not (path / name).is_file() or fingerprint(path / name) != expected:
             raise DataLossError(f"{path} is damaged: {name} is not what was written", reason="CHECKPOINT_DAMAGED")
 
 
@@ -212,7 +220,7 @@ def _write_state(session: TrainingSession, tensors: State, folder: Path) -> None
 
 def _write_list(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = {str(path.relative_to(folder)): _fingerprint(path) for path in files}
+    listed = {str(path.relative_to(folder)): fingerprint(path) for path in files}
     (folder / STATE / "files.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
 
 
@@ -222,11 +230,20 @@ def forget_old(folder: Path, limit: int, *, step: int, keep_interval: int = 0) -
     Multiples of `keep_interval` (0: none) up to `step` stay.
     """
     found = checkpoints(folder)
-    kept = [path for number, path in found if number <= step][:limit]
-    kept += [path for number, path in found if keep_interval and number <= step and number % keep_interval == 0]
-    for _, path in found:
-        if path not in kept:
+    stay = kept([number for number, _ in found], limit, step=step, keep_interval=keep_interval)
+    for number, path in found:
+        if number not in stay:
             remove_folder(path)
+
+
+def kept(steps: Sequence[int], limit: int, *, step: int, keep_interval: int) -> set[int]:
+    """Of the steps that have checkpoints, newest first, those whose checkpoints stay; see `forget_old`."""
+    past = [number for number in steps if number <= step]
+    return {*past[:limit], *(number for number in past if keep_interval and number % keep_interval == 0)}
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -239,14 +256,6 @@ def _state(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataLossError(f"{path} is not a complete checkpoint", reason="CHECKPOINT_DAMAGED") from error
     return state
-
-
-def _fingerprint(path: Path) -> list[int | str]:
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return [path.stat().st_size, digest.hexdigest()]
 
 
 _MAY_CHANGE = frozenset({"output_dir", "checkpoint_dir", "resume_from_checkpoint", "run_name", "save_steps"})

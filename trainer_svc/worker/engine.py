@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from surogate.config.problems import violations_of
 from surogate.config.train import TrainConfig
-from surogate.errors import ConfigError, FailedPreconditionError, OutOfRangeError, Violation
+from surogate.errors import ConfigError, DataLossError, FailedPreconditionError, OutOfRangeError, Violation
 from surogate.internal.v1 import worker_pb2 as worker
 from surogate.structs import from_struct
+from surogate.urls import is_url
 from surogate.v1 import common_pb2
 from surogate.v1 import trainer_pb2 as trainer
 from trainer_svc.worker import checkpoint as checkpointing
@@ -23,8 +24,9 @@ from trainer_svc.worker.files import remove_leftovers
 from trainer_svc.worker.lora_targets import remark
 from trainer_svc.worker.quantized.state import count_parameters
 from trainer_svc.worker.ranks import Ranks
+from trainer_svc.worker.remote import RemoteCheckpoints, Saved, newest, save_checkpoint, save_final
 from trainer_svc.worker.score import score
-from trainer_svc.worker.session import Kind, TrainingSession, load_session
+from trainer_svc.worker.session import Kind, TrainingSession, checkpoint_folder, load_session
 from trainer_svc.worker.supervised import SupervisedRun
 from trainer_svc.worker_protocol import Reporter
 
@@ -37,7 +39,8 @@ class Engine:
         self._ranks = ranks or Ranks()
         self._opened: TrainingSession | None = None
         self._run: SupervisedRun | None = None
-        self._saved_step = -1
+        self._saved: Saved | None = None
+        """The newest checkpoint from which the job can go on."""
 
     @property
     def session(self) -> TrainingSession:
@@ -51,13 +54,15 @@ class Engine:
         kind, train = read_config(session)
         determinism.set_up(train.train_seed)
         output_dir = Path(session.output_dir or train.output_dir).expanduser()
-        folder = Path(train.checkpoint_dir).expanduser() if train.checkpoint_dir else output_dir
+        folder = checkpoint_folder(train, output_dir)
+        remote = RemoteCheckpoints(str(train.checkpoint_dir)) if is_url(train.checkpoint_dir) else None
         if self._ranks.first:
             for path in {folder, output_dir}:
                 remove_leftovers(path)
-        source = self._resume_from(session, train, folder)
+        source = self._resume_from(session, train, folder, remote)
         opened = load_session(kind, train, output_dir, source, self._ranks)
         opened.keep_interval = session.keep_interval
+        opened.remote = remote
         left = remark(opened.policy.adapter, train) if opened.policy.adapter is not None else None
         if left is not None:
             self._reporter.warning(left)
@@ -73,13 +78,13 @@ class Engine:
         opened.start_optimizer(total_steps)
         if source is not None:
             checkpointing.restore(opened, source, self._reporter.warning)
-            self._saved_step = opened.step
+            self._saved = opened.remote.saved if opened.remote else Saved(opened.step, str(source))
         self._opened = opened
         trainable, parameters = count_parameters(opened.policy.model)
         return worker.OpenReply(
             step=opened.step,
             max_steps=total_steps,
-            checkpoint=str(source or ""),
+            checkpoint=str(source or "") if remote is None or remote.saved is None else remote.saved.location,
             checkpoint_step=opened.step if source else 0,
             num_trainable_parameters=trainable,
             num_parameters=parameters,
@@ -108,12 +113,19 @@ class Engine:
         """Writes a checkpoint, unless there is one of this very step, and the final model if asked for."""
         session = self.session
         path = session.checkpoint_dir / f"checkpoint-{session.step}"
-        if self._saved_step != session.step or not self._ranks.of_first(path.is_dir()):
-            path = checkpointing.write_checkpoint(session)
-            self._saved_step = session.step
+        if self._saved is None or self._saved.step != session.step or not self._ranks.of_first(path.is_dir()):
+            self._saved = save_checkpoint(session, self._reporter.warning) or self._safe()
         if final:
-            path = checkpointing.write_final(session)
-        return trainer.TrainerCheckpoint(step=session.step, path=str(path), final=final)
+            return trainer.TrainerCheckpoint(step=session.step, path=save_final(session), final=True)
+        return trainer.TrainerCheckpoint(step=self._saved.step, path=self._saved.location)
+
+    def _safe(self) -> Saved:
+        """The newest checkpoint of the object store, when it would not have the one of now."""
+        remote = self.session.remote
+        assert remote is not None, "without a store a checkpoint is saved, or an error"
+        if remote.saved is None:
+            raise DataLossError(f"{remote.url} has no checkpoint yet, and takes none", reason="CHECKPOINT_NOT_UPLOADED")
+        return remote.saved
 
     def compute_logprobs(self, request: trainer.ComputeLogprobsRequest) -> trainer.ComputeLogprobsResponse:
         """Logprobs of given tokens."""
@@ -131,12 +143,27 @@ class Engine:
             return
         if self._ranks.of_first(checkpointing.has(session.checkpoint_dir, session.step)):
             return
-        self._reporter.checkpoint(session.step, str(checkpointing.write_checkpoint(session)))
+        saved = save_checkpoint(session, self._reporter.warning)
+        if saved is not None:
+            self._reporter.checkpoint(saved.step, saved.location)
 
-    def _resume_from(self, request: trainer.CreateSessionRequest, train: TrainConfig, folder: Path) -> Path | None:
+    def _resume_from(
+        self, request: trainer.CreateSessionRequest, train: TrainConfig, folder: Path, remote: RemoteCheckpoints | None
+    ) -> Path | None:
         """The checkpoint to go on from; None to start anew. Raises NotFoundError or DataLossError for a named one."""
-        if request.resume_from:
-            path = Path(request.resume_from).expanduser()
+        named: str | None = request.resume_from
+        if remote is not None and not named and not request.fresh and train.resume_from_checkpoint:
+            alone = self._ranks.world_size == 1
+            named = self._ranks.of_first(
+                newest(remote, folder, self._reporter.warning, alone=alone) if self._ranks.first else None
+            )
+            if named is None:
+                return None
+        if remote is not None and named and is_url(named):
+            remote.saved = remote.saved or Saved(checkpointing.step_in(Path(named).name) or 0, named)
+            return remote.fetch(named, folder)
+        if named:
+            path = Path(named).expanduser()
             if self._ranks.first:
                 checkpointing.verify(path)
             return path

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
+from surogate.storage.fetch import local
 from trainer_svc.worker.lora_targets import adapted_name, bare, is_adapters, targets
 from trainer_svc.worker.modeling import config_error
 from trainer_svc.worker.paths import is_local
@@ -113,7 +114,7 @@ def config_json(adapter: PeftModel) -> str:
 
 def adapter_folder(path: str, key: str) -> Path:
     """The folder of an adapter that must be there. Raises ConfigError naming `key`."""
-    folder = Path(path).expanduser()
+    folder = Path(local(path, f"train.{key}")).expanduser()
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise config_error(key, f"{folder} is not a PEFT adapter's folder: it needs {CONFIG_FILE} and {WEIGHTS_FILE}")
     return folder

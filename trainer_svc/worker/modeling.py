@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, Violation
 from trainer_svc.worker.attention import use_packed_attention
-from trainer_svc.worker.paths import is_local
+from trainer_svc.worker.paths import is_local, model_source
 from trainer_svc.worker.precision import Precision
 from trainer_svc.worker.quantized.loading import read_quantized
 from trainer_svc.worker.quantized.record import Quantization
@@ -28,10 +28,11 @@ def config_error(key: str, description: str) -> ConfigError:
 def load_model_config(train: TrainConfig) -> PretrainedConfig:
     """Reads the model's configuration, with `rope_scaling` and `max_model_len` applied. Raises ConfigError."""
     name = train.model
-    if is_local(name):
-        _check_folder(Path(name).expanduser(), need_weights=not train.from_scratch)
+    source = model_source(name)
+    if is_local(source):
+        _check_folder(Path(source), need_weights=not train.from_scratch)
     try:
-        config = AutoConfig.from_pretrained(str(Path(name).expanduser()) if is_local(name) else name)
+        config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise config_error("model", _unreadable(name, error)) from error
     if train.model_type not in ("auto", config.model_type):
@@ -54,7 +55,7 @@ def load_model(
     precision = Precision.of(train.torch_dtype, getattr(config, "dtype", None), trained)
     if precision.autocast is None and trained == torch.bfloat16:
         raise config_error("master_dtype", "is bf16, and the model computes in float32; set torch_dtype: bfloat16")
-    path = str(source or (Path(train.model).expanduser() if is_local(train.model) else train.model))
+    path = str(source or model_source(train.model))
     dtype = precision.frozen if train.lora else precision.trained
     try:
         if train.from_scratch and source is None:

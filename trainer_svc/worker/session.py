@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from surogate.config.grpo import ClipLoss
 from surogate.config.lora import BASE_FOLDER
 from surogate.config.train import TrainConfig
+from surogate.urls import is_url
 from trainer_svc.worker import lora
 from trainer_svc.worker.base import hand_over_base, save_base
 from trainer_svc.worker.lora_targets import adapts_experts
@@ -26,6 +27,9 @@ from trainer_svc.worker.recompute import use_recompute
 from trainer_svc.worker.schedule import Schedule
 from trainer_svc.worker.tokenizer import load_tokenizer
 from trainer_svc.worker.watch import EarlyStop, SpikeGuard
+
+if TYPE_CHECKING:
+    from trainer_svc.worker.remote import RemoteCheckpoints
 
 Kind = Literal["pt", "sft", "grpo"]
 
@@ -50,6 +54,8 @@ class TrainingSession:
     keep_interval: int = 0
     spikes: SpikeGuard | None = None
     end: EarlyStop | None = None
+    remote: RemoteCheckpoints | None = None
+    """The object store that keeps the checkpoints too."""
     _optimizer: Optimizer | None = None
 
     @property
@@ -61,7 +67,7 @@ class TrainingSession:
     @property
     def checkpoint_dir(self) -> Path:
         """Folder that checkpoints are written into."""
-        return Path(self.train.checkpoint_dir).expanduser() if self.train.checkpoint_dir else self.output_dir
+        return checkpoint_folder(self.train, self.output_dir)
 
     @property
     def needs_reference(self) -> bool:
@@ -91,6 +97,12 @@ class TrainingSession:
             self.optimizer.scale = self.spikes.factor
         if self.train.early_stop:
             self.end = EarlyStop(**state.get("end", {}))
+
+
+def checkpoint_folder(train: TrainConfig, output_dir: Path) -> Path:
+    """Folder of this machine that checkpoints are written into: output_dir too where an object store keeps them."""
+    named = train.checkpoint_dir
+    return Path(named).expanduser() if named and not is_url(named) else output_dir
 
 
 def load_session(

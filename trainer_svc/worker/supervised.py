@@ -12,13 +12,14 @@ from surogate.errors import DataLossError
 from surogate.telemetry import metrics as names
 from trainer_svc.worker.ahead import ReadAhead, num_threads
 from trainer_svc.worker.batch import Document, collate
-from trainer_svc.worker.checkpoint import has, write_checkpoint, write_final
+from trainer_svc.worker.checkpoint import has
 from trainer_svc.worker.data.prepare import SessionData
 from trainer_svc.worker.data.store import EncodedData
 from trainer_svc.worker.health import finish_step
 from trainer_svc.worker.packing import pack
 from trainer_svc.worker.plan import StepPlan, join_rows
 from trainer_svc.worker.quantized.state import count_parameters
+from trainer_svc.worker.remote import save_checkpoint, save_final
 from trainer_svc.worker.session import TrainingSession
 from trainer_svc.worker.watch import TOKENS_PER_WEIGHT, epochs_for
 from trainer_svc.worker_protocol import Reporter
@@ -152,18 +153,21 @@ class SupervisedRun:
     def _save(self) -> None:
         """A checkpoint on the way; that it cannot be written is a warning, for the ones before it are good."""
         try:
-            path = write_checkpoint(self._session)
+            saved = save_checkpoint(self._session, self._reporter.warning)
         except DataLossError as error:
             self._reporter.warning(str(error))
             return
-        self._reporter.checkpoint(self._session.step, str(path))
+        if saved is not None:
+            self._reporter.checkpoint(saved.step, saved.location)
 
     def _finish(self) -> None:
         """Writes the last checkpoint, unless a resumed run was at its end already, and the final model."""
         session = self._session
         if not session.ranks.of_first(has(session.checkpoint_dir, session.step)):
-            self._reporter.checkpoint(session.step, str(write_checkpoint(session)))
-        self._reporter.checkpoint(session.step, str(write_final(session)), final=True)
+            saved = save_checkpoint(session, self._reporter.warning)
+            if saved is not None:
+                self._reporter.checkpoint(saved.step, saved.location)
+        self._reporter.checkpoint(session.step, save_final(session), final=True)
 
 
 def eval_batches(data: EncodedData, capacity: int, rows: int) -> Sequence[list[int]]:

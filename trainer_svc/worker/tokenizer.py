@@ -8,12 +8,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from surogate.config.train import TrainConfig
 from trainer_svc.worker.modeling import config_error
-from trainer_svc.worker.paths import is_local
+from trainer_svc.worker.paths import model_source
 
 
 def load_tokenizer(train: TrainConfig) -> PreTrainedTokenizerBase:
     """Loads the model's tokenizer. Raises ConfigError if there is none that tells where its tokens are in the text."""
-    path = str(Path(train.model).expanduser()) if is_local(train.model) else train.model
+    path = model_source(train.model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,42 +18,18 @@ from typing import Any
 
 import xxhash
 
+from surogate.caches import VARIABLE, cache_root
 from surogate.errors import DataLossError
 from trainer_svc.worker.files import new_folder
-
-VARIABLE = "SUROGATE_CACHE_DIR"
-"""Environment variable that names the folder of caches. Unset: `surogate` in the user's cache folder."""
 
 META = "meta.json"
 """File that completes an entry: what is known of its content, and the sizes of its files."""
 
 UNUSED_DAYS = 30
+TOKENS = "tokens"
 
 Build = Callable[[Path], Mapping[str, Any]]
 """Fills an empty folder and returns what is to be known of it."""
-
-
-def cache_root() -> Path:
-    """The folder of cached tokens; one in the system's temporary folder where the user's own cannot be written."""
-    named = os.environ.get(VARIABLE)
-    own = Path(named).expanduser() if named else _user_caches() / "surogate"
-    root = own / "tokens"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if os.access(root, os.W_OK):
-            return root
-    except OSError as error:
-        if named:
-            raise DataLossError(f"{VARIABLE} names {own}, which cannot be made: {error}") from error
-    if named:
-        raise DataLossError(f"{VARIABLE} names {own}, which cannot be written to")
-    root = Path(tempfile.gettempdir()) / f"surogate-{os.getuid()}" / "tokens"
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return root
-
-
-def _user_caches() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -67,7 +42,7 @@ def fetch(key: str, build: Build, *, root: Path | None = None) -> tuple[Path, di
 
     Raises DataLossError when the disk refuses, and whatever `build` raises; nothing is left behind then.
     """
-    root = root or cache_root()
+    root = root or cache_root(TOKENS)
     folder = root / key
     if (meta := _read(folder)) is not None:
         return folder, meta

@@ -13,6 +13,8 @@ from datasets.exceptions import DatasetNotFoundError
 
 from surogate.config.data import Dataset
 from surogate.errors import ConfigError, Violation
+from surogate.storage.fetch import local
+from surogate.urls import is_url
 from trainer_svc.worker.data.broken_line import first_broken_line
 from trainer_svc.worker.paths import is_local
 
@@ -84,10 +86,10 @@ def find(dataset: Dataset, key: str) -> Source:
 
     Raises ConfigError naming the key that is wrong, as reading does.
     """
-    if not is_local(dataset.path) and Path(dataset.path).suffix not in FORMATS:
+    if not is_url(dataset.path) and not is_local(dataset.path) and Path(dataset.path).suffix not in FORMATS:
         table = _load(dataset, key, dataset.path, name=dataset.subset, split=dataset.split)
         return Source(dataset, key, ["hub", table._fingerprint], lambda: _rows(table, dataset, key))
-    path = Path(dataset.path).expanduser()
+    path = Path(local(dataset.path, f"{key}.path")).expanduser()
     if not path.exists():
         raise dataset_error(key, "path", f"there is no file or folder {path}")
     files, load = _local(path, dataset, key)
