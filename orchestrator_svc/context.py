@@ -49,6 +49,7 @@ class JobContext:
         owner: The orchestrator that must hold the job's lease for a write to be done.
         bell: Wakes those who watch the job.
         uid: Tells the job from an earlier one of the same id.
+        labels: Labels that its author gave it.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class JobContext:
         step: int = 0,
         state: Mapping[str, Any] | None = None,
         uid: str = "",
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         self.job_id = job_id
+        self.labels = dict(labels or {})
         self.uid = uid
         self.config = config
         self.output_dir = output_dir

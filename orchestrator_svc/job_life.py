@@ -61,6 +61,7 @@ async def open_context(row: Row[Any], database: Database, owner: str, bell: Bell
         resumed=resumed,
         step=row.step,
         state=row.runner_state,
+        labels=row.labels,
         uid=store.digest(row.job_id, row.create_time)[:16],
     )
     text = "starting its workers again" if resumed else "starting its workers"

@@ -34,6 +34,26 @@ def _runs(settings: OrchestratorSettings) -> Mapping[str, RunJob]:
 
 
 @asynccontextmanager
+async def _training_jobs(
+    settings: OrchestratorSettings, database: Database, servicer: JobServicer
+) -> AsyncIterator[None]:
+    """Follows the TrainingJobs of the cluster, if that is asked for."""
+    if not settings.training_jobs:
+        yield
+        return
+    from orchestrator_svc.launchers.kubernetes.api import Api
+    from orchestrator_svc.trainingjobs.reconciler import Reconciler
+
+    api = Api(settings.namespace, kubeconfig=settings.kubeconfig, patience=10.0)
+    reconciler = Reconciler(settings, api, database, servicer)
+    await reconciler.start()
+    try:
+        yield
+    finally:
+        await reconciler.close()
+
+
+@asynccontextmanager
 async def lifespan(server: RpcServer, settings: OrchestratorSettings) -> AsyncIterator[None]:
     """Opens the store, takes up the jobs in it, and answers JobService; leaves running jobs to be gone on with."""
     database = Database.open(settings.store_url)
@@ -44,11 +64,12 @@ async def lifespan(server: RpcServer, settings: OrchestratorSettings) -> AsyncIt
         runner = JobRunner(settings, database, launcher, _runs(settings), bell)
         servicer = JobServicer(settings, database, runner, bell)
         server.add(job_pb2_grpc.add_JobServiceServicer_to_server, servicer, SERVICE)
-        runner.start()
-        try:
-            yield
-        finally:
-            await runner.stop()
-            await launcher.close()
+        async with _training_jobs(settings, database, servicer):
+            runner.start()
+            try:
+                yield
+            finally:
+                await runner.stop()
+                await launcher.close()
     finally:
         await database.close()

@@ -54,6 +54,9 @@ class OrchestratorSettings(ServiceSettings):
     gpu_resource: str = "nvidia.com/gpu"
     """Kubernetes launcher: resource that GPUs are counted by."""
 
+    training_jobs: bool = False
+    """Make jobs of the TrainingJobs in `namespace`, and tell in them how the jobs are. Needs the extra kubernetes."""
+
     api_patience: float = Field(300.0, gt=0)
     """Kubernetes launcher: seconds for which calls are tried again while the API server is away."""
 

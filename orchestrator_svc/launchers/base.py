@@ -189,6 +189,10 @@ class Job(Protocol):
         """Tells it from an earlier job of the same id."""
 
     @property
+    def labels(self) -> Mapping[str, str]:
+        """The labels that its author gave it."""
+
+    @property
     def config(self) -> AnyJob:
         """The resolved configuration."""
 

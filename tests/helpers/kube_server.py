@@ -273,14 +273,7 @@ class ApiServer:
 
     def _replace(self, plural: str, name: str, part: str, body: Object) -> Object:
         found = self._existing(plural, name)
-        given = body["metadata"].get("resourceVersion")
-        if given and given != found["metadata"]["resourceVersion"]:
-            raise StatusError(
-                409,
-                "Conflict",
-                f'Operation cannot be fulfilled on {_qualified(plural)} "{name}": the object has been modified; please '
-                "apply your changes to the latest version and try again",
-            )
+        self._check_version(plural, found, body)
         kept = (
             {"status": body.get("status", {})}
             if part == "status"
@@ -288,12 +281,27 @@ class ApiServer:
         )
         return self._written(plural, {**found, **kept, "metadata": {**found["metadata"], **body["metadata"]}})
 
+    def _check_version(self, plural: str, found: Object, given: Object) -> None:
+        """An object that is written as it was read must not have changed since."""
+        name, version = found["metadata"]["name"], given.get("metadata", {}).get("resourceVersion")
+        if version and version != found["metadata"]["resourceVersion"]:
+            raise StatusError(
+                409,
+                "Conflict",
+                f'Operation cannot be fulfilled on {_qualified(plural)} "{name}": the object has been modified; please '
+                "apply your changes to the latest version and try again",
+            )
+
     def _patch(self, plural: str, name: str, part: str, change: Object) -> Object:
         found = copy.deepcopy(self._existing(plural, name))
+        self._check_version(plural, found, change)
         if plural == "jobs" and "template" in change.get("spec", {}):
             raise _invalid(plural, name, "spec.template", "field is immutable")
         allowed = {"status"} if part == "status" else set(change) - {"status"}
-        return self._written(plural, _merged(found, {key: change[key] for key in allowed if key in change}))
+        merged = _merged(found, {key: change[key] for key in allowed if key in change})
+        if merged.get("spec") != found.get("spec"):
+            merged["metadata"]["generation"] = found["metadata"]["generation"] + 1
+        return self._written(plural, merged)
 
     def _written(self, plural: str, item: Object) -> Object:
         if item["metadata"].get("deletionTimestamp") and not item["metadata"].get("finalizers") and plural != "pods":

@@ -37,11 +37,17 @@ class Orchestrator:
         folder: Path,
         runner: JobRunner | None = None,
         address: str = "",
+        servicer: JobServicer | None = None,
+        settings: OrchestratorSettings | None = None,
+        database: Database | None = None,
     ) -> None:
         self.stub = stub
         self.address = address
         self.folder = folder
         self.runner = runner
+        self.servicer: Any = servicer
+        self.settings = settings
+        self.database = database
 
     async def create(self, config: Mapping[str, Any], **fields: Any) -> job_pb2.Job:
         """CreateJob."""
@@ -121,7 +127,8 @@ async def orchestrating(
         runner.start()
         stack.push_async_callback(launcher.close)
         stack.push_async_callback(runner.stop)
-        yield Orchestrator(job_pb2_grpc.JobServiceStub(channel), folder, runner, server.address)
+        stub = job_pb2_grpc.JobServiceStub(channel)
+        yield Orchestrator(stub, folder, runner, server.address, servicer, settings_, database)
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from typer import TyperException
 
 from surogate.cli.main import app
 from surogate.config.check import check_files, part_of
-from surogate.config.job import MODELS
+from surogate.config.job import MODELS, resolve_job
 from surogate.config.load import parse_yaml
 from surogate.service import ServiceSettings
 
@@ -162,6 +162,9 @@ def settings_of(service: str) -> type[ServiceSettings]:
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "yaml"], ids=str)
 def test_yaml_snippets_load(block: Block, tmp_path: Path) -> None:
     document = parse_yaml(block.text, str(block))
+    if document.data.get("kind") == "TrainingJob":
+        resolve_job(document.data["spec"])
+        return
     if "datasets" in document.data and "model" in document.data:
         (tmp_path / "train.yaml").write_text(block.text)
         assert check_files([tmp_path / "train.yaml"]).errors == []

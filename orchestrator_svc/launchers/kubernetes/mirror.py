@@ -1,4 +1,4 @@
-"""What the cluster says of an installation's Jobs and pods, kept up to date by watches."""
+"""What the cluster says of an installation's Jobs and pods, or of other objects, kept up to date by watches."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _log = get_logger("kubernetes")
 
 
 class Mirror:
-    """Jobs and pods by name. A lost watch begins again where it was, one that is too old with a new list.
+    """Objects by name. A lost watch begins again where it was, one that is too old with a new list.
 
     What is here may be old by as long as the API server has been away. That something is missing here proves nothing.
     """
 
-    def __init__(self, api: Api, labels: str) -> None:
+    def __init__(self, api: Api, labels: str, kinds: Sequence[Kind] = (JOB, POD)) -> None:
         self._api = api
         self._labels = labels
-        self._objects: dict[Kind, dict[str, Object]] = {JOB: {}, POD: {}}
+        self._objects: dict[Kind, dict[str, Object]] = {kind: {} for kind in kinds}
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begins to follow the cluster."""
-        self._tasks = [asyncio.create_task(self._follow(kind), name=f"watch-{kind.plural}") for kind in (JOB, POD)]
+        self._tasks = [asyncio.create_task(self._follow(kind), name=f"watch-{kind.plural}") for kind in self._objects]
 
     async def close(self) -> None:
         """Stops following."""
@@ -49,6 +49,10 @@ class Mirror:
     def job(self, name: str) -> Object | None:
         """A Job, or None if it was not seen."""
         return self._objects[JOB].get(name)
+
+    def items(self, kind: Kind) -> Sequence[Object]:
+        """All objects of a kind."""
+        return list(self._objects[kind].values())
 
     def put_job(self, job: Object) -> None:
         """Takes in a Job that was just created or read."""

@@ -16,6 +16,9 @@ MANAGER = "surogate-orchestrator"
 RUN = "surogate.dev/run"
 """Annotation: which job of that id it is. An id can be used again when its job was deleted."""
 
+TRAINING_JOB_NAME, TRAINING_JOB_UID = "surogate.dev/training-job", "surogate.dev/training-job-uid"
+"""Labels of a job (the orchestrator's) that a TrainingJob has made: that owns its anchor."""
+
 JOB_NAME = "batch.kubernetes.io/job-name"
 """Label that a Job gives its pods."""
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"

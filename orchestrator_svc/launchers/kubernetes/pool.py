@@ -132,7 +132,7 @@ class KubernetesPool(WorkerPool):
         return [job for job in found if self.owns(job)]
 
     async def _anchor(self) -> Object:
-        body = self.manifests.anchor(None)
+        body = self.manifests.anchor(self._training_job())
         name = body["metadata"]["name"]
         while True:
             try:
@@ -152,6 +152,14 @@ class KubernetesPool(WorkerPool):
                 return found
             # What an earlier job of the same id has left: its objects must be gone before there are others of the name.
             await delete_anchor(self.api, found)
+
+    def _training_job(self) -> Owner | None:
+        """The resource that has made the job, if one has: what owns the anchor."""
+        labels = self.job.labels
+        if not self._settings.training_jobs or names.TRAINING_JOB_UID not in labels:
+            return None
+        name, uid = labels[names.TRAINING_JOB_NAME], labels[names.TRAINING_JOB_UID]
+        return Owner("TrainingJob", "surogate.dev/v1alpha1", name, uid)
 
     async def _ensure(self, kind: Kind, body: Object) -> None:
         """Creates an object of this job, or makes sure that the one of its name is this job's."""
