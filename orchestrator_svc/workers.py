@@ -96,9 +96,11 @@ def worker_specs(ctx: JobContext, pool: WorkerPool, replicas: int | None = None)
 
 
 def _needs_built_in_rewards(orch: OrchConfig) -> bool:
-    """Whether some environment has no service of its own. One that is evaluated on, and says no more than the id of one
-    that is trained on, has the service of that one."""
+    """Whether a judge is asked, or some environment has no service of its own.
+
+    One that is evaluated on, and says no more than the id of one that is trained on, has the service of that one.
+    """
     trained = {(env.id, name) for env in orch.env for name in (None, env.name)}
     evaluated = orch.eval.env if orch.eval else []
     own = [env for env in evaluated if env.args or (env.id, env.name) not in trained]
-    return any(env.address is None for env in [*orch.env, *own])
+    return orch.ruler.enabled or any(env.address is None for env in [*orch.env, *own])

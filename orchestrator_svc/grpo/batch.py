@@ -15,11 +15,12 @@ from orchestrator_svc.grpo.fatal import FATAL
 from orchestrator_svc.grpo.filters import sort_out
 from orchestrator_svc.grpo.groups import Cause, Draw, Dropped, Group, Rollout
 from orchestrator_svc.grpo.plan import Plan
+from orchestrator_svc.grpo.ruler import Ruler
 from orchestrator_svc.grpo.scoring import Environment, Scorer
 from orchestrator_svc.grpo.tasks import stop
 from surogate.errors import FailedPreconditionError, SurogateError
 
-_BROKEN = (Cause.REWARD, Cause.GENERATION, Cause.ENVIRONMENT)
+_BROKEN = (Cause.REWARD, Cause.GENERATION, Cause.ENVIRONMENT, Cause.JUDGE)
 _SCORED = (Cause.ZERO_SIGNAL, Cause.SURPLUS)
 """Causes for which a group is dropped after it was scored."""
 
@@ -71,11 +72,12 @@ class Batch:
 class Collector:
     """Makes a group of rollouts of every prompt, and batches of groups."""
 
-    def __init__(self, plan: Plan, drawer: Drawer, player: Player, scorer: Scorer) -> None:
+    def __init__(self, plan: Plan, drawer: Drawer, player: Player, scorer: Scorer, ruler: Ruler | None) -> None:
         self._plan = plan
         self._drawer = drawer
         self._player = player
         self._scorer = scorer
+        self._ruler = ruler
 
     async def collect(self, step: int) -> Batch:
         """Collects the batch of a step. Dropped groups are replaced as long as the plan's budget lasts.
@@ -124,19 +126,28 @@ class Collector:
         group = Group(draw, rollouts, batch.temperature)
         if batch.step - 1 - group.oldest_version > self._plan.max_off_policy_steps:
             return Dropped(draw, Cause.STALE, group=group)
+        dropped = await self._reward(batch, group, played.environment)
+        if dropped is not None:
+            return dropped
+        return group if self._teaches(group) else Dropped(draw, Cause.ZERO_SIGNAL, group=group)
+
+    async def _reward(self, batch: Batch, group: Group, environment: Environment) -> Dropped | None:
+        """Gives the group its rewards, those of the judge too; or says why it has none."""
         try:
-            group.scored_by = played.environment.endpoint.name
+            group.scored_by = environment.endpoint.name
             with batch.scoring.running():
-                group.rollouts, problem = await self._score(played.environment, draw, rollouts)
+                group.rollouts, problem = await self._score(environment, group.draw, group.rollouts)
+                if len(group.rollouts) < self._plan.min_group:
+                    return Dropped(group.draw, Cause.REWARD, problem)
+                unjudged = await self._ruler.judge(group) if self._ruler else ""
         except FATAL:
             raise
         except SurogateError as error:
-            return Dropped(draw, Cause.REWARD, str(error))
-        if problem:
-            batch.problems.append(problem)
-        if len(group.rollouts) < self._plan.min_group:
-            return Dropped(draw, Cause.REWARD, problem)
-        return group if self._teaches(group) else Dropped(draw, Cause.ZERO_SIGNAL, group=group)
+            return Dropped(group.draw, Cause.REWARD, str(error))
+        if unjudged and self._ruler and self._ruler.replaces:
+            return Dropped(group.draw, Cause.JUDGE, unjudged)
+        batch.problems += [text for text in (problem, unjudged) if text]
+        return None
 
     async def _play(self, batch: Batch, draw: Draw) -> Played | Dropped:
         """The rollouts of a prompt: as many as a group needs, at least."""

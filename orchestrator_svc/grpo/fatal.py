@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from orchestrator_svc.grpo.replicas import ReplicasLostError
 from orchestrator_svc.launchers.base import WorkerFailedError
-from surogate.errors import NotFoundError, PermissionDeniedError, UnauthenticatedError, UnimplementedError
+from surogate.errors import (
+    InternalError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnimplementedError,
+)
+
+
+class JudgeFailedError(InternalError):
+    """The judge gave no score, and the job is not to go on without."""
+
+    reason = "JUDGE_FAILED"
+
 
 FATAL = (
+    JudgeFailedError,
     ReplicasLostError,
     WorkerFailedError,
     NotFoundError,

@@ -29,6 +29,8 @@ class Cause(StrEnum):
     """Fewer than two of its rollouts were generated."""
     ENVIRONMENT = "environment"
     """Fewer than two of its episodes were played to their end, since the environment did not answer."""
+    JUDGE = "judge"
+    """The judge, whose score is the reward, gave none."""
     FILTERED = "filtered"
     """Filters left fewer rollouts of it than a group needs."""
     SURPLUS = "surplus"

@@ -21,11 +21,20 @@ from orchestrator_svc.grpo.generation import Generator
 from orchestrator_svc.grpo.groups import Cause
 from orchestrator_svc.grpo.ledger import Ledger
 from orchestrator_svc.grpo.loop import GrpoLoop
-from orchestrator_svc.grpo.opening import check_base, fit, open_book, open_environments, open_trainer, prepare_prompts
+from orchestrator_svc.grpo.opening import (
+    check_base,
+    fit,
+    open_book,
+    open_environments,
+    open_trainer,
+    prepare_prompts,
+    service_of,
+)
 from orchestrator_svc.grpo.replacing import Replacing
 from orchestrator_svc.grpo.replica_scaling import ReplicaScaling
 from orchestrator_svc.grpo.replicas import Replicas
 from orchestrator_svc.grpo.report import Reporter
+from orchestrator_svc.grpo.ruler import Ruler
 from orchestrator_svc.grpo.scoring import Scorer
 from orchestrator_svc.grpo.settings import Settings
 from orchestrator_svc.grpo.setup import read_settings
@@ -108,13 +117,15 @@ async def _put_together(
     book, drawer = await open_book(ctx, settings, plan, prompts, ledger, trainer.step)
     generator = Generator(replicas, timeout=settings.timeout)
     by_key = {item.environment.key: item.environment for item in environments}
-    scorer = Scorer(by_key, job=ctx.job_id, patience=settings.timeout)
+    judge = service_of(settings.ruler.judge, workers.reward) if settings.ruler else None
+    scorer = Scorer(by_key, judge=judge, job=ctx.job_id, patience=settings.timeout)
+    ruler = Ruler(scorer, judge, settings.ruler) if judge and settings.ruler else None
     replacing = Replacing(ctx, scorer)
     stack.push_async_callback(replacing.close)
     await replacing.start()
     last = await ledger.last_step()
     player = Player(plan, generator, scorer, tokenizer)
-    collect = Collector(plan, drawer, player, scorer).collect
+    collect = Collector(plan, drawer, player, scorer, ruler).collect
     ahead = Ahead(collect, first=max(trainer.step, last.step if last else 0) + 1, last=plan.max_steps)
     stack.push_async_callback(ahead.close)
     return GrpoLoop(

@@ -11,6 +11,17 @@ from orchestrator_svc.grpo.batch import Batch
 from orchestrator_svc.grpo.groups import Cause, Group, Rollout
 from surogate.telemetry import metrics as names
 
+_OTHERS = (
+    Cause.STALE,
+    Cause.REWARD,
+    Cause.GENERATION,
+    Cause.ENVIRONMENT,
+    Cause.JUDGE,
+    Cause.FILTERED,
+    Cause.SURPLUS,
+)
+"""Causes whose counts are metrics where there are any."""
+
 
 def batch_metrics(batch: Batch) -> dict[str, float]:
     """What the rollouts of a step say. Rewards and lengths count groups without signal too: leaving those out would
@@ -28,8 +39,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
         names.TIME_GENERATE: batch.generating.seconds,
         names.TIME_SCORE: batch.scoring.seconds,
     }
-    others = (Cause.STALE, Cause.REWARD, Cause.GENERATION, Cause.ENVIRONMENT, Cause.FILTERED, Cause.SURPLUS)
-    values |= {f"groups/{cause}": float(causes[cause]) for cause in others if causes[cause]}
+    values |= {f"groups/{cause}": float(causes[cause]) for cause in _OTHERS if causes[cause]}
     values |= {f"filter/{name}": count / batch.generated for name, count in batch.filtered.items()}
     return values | _by_environment(kept)
 

@@ -74,7 +74,7 @@ async def open_environments(settings: Settings, reward: Worker | None, stack: As
 
 
 async def _open(spec: EnvironmentSpec, reward: Worker | None, seed: int, stack: AsyncExitStack) -> OpenEnvironment:
-    environment = _environment(spec, reward)
+    environment = service_of(spec, reward)
     stack.push_async_callback(environment.endpoint.close)
     try:
         environment = replace(environment, max_turns=await _max_turns(spec, environment))
@@ -123,7 +123,8 @@ def _kept_apart(item: OpenEnvironment, held_out: Set[int]) -> OpenEnvironment:
     return replace(item, examples=replace(item.examples, train=train))
 
 
-def _environment(spec: EnvironmentSpec, reward: Worker | None) -> Environment:
+def service_of(spec: EnvironmentSpec, reward: Worker | None) -> Environment:
+    """The environment at its own address, else at the built-in service `reward`."""
     args = to_struct(spec.args)
     if spec.address:
         endpoint: BuiltIn | Custom = Custom(spec.address, spec.security)

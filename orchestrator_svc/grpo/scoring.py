@@ -50,12 +50,14 @@ class Environment:
 class Scorer:
     """Scores groups; a bounded number at once."""
 
-    def __init__(self, environments: Mapping[str, Environment], *, job: str, patience: float) -> None:
-        """`patience`: seconds for which a service that cannot be reached is tried again."""
+    def __init__(
+        self, environments: Mapping[str, Environment], *, job: str, patience: float, judge: Environment | None = None
+    ) -> None:
+        """`judge` scores beside the environments; `patience`: seconds for which a service that is away is asked."""
         self._environments = dict(environments)
         self._configured = dict(environments)
         self._shadows: dict[str, Shadow] = {}
-        self._breakers = {key: Breaker() for key in environments}
+        self._breakers = {key: Breaker() for key in [*environments, *([judge.key] if judge else [])]}
         self._job = job
         self._patience = patience
         self._room = asyncio.Semaphore(MAX_CONCURRENT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator_svc.grpo.plan import Plan
 from surogate.rpc.channel import ClientSecurity
@@ -37,6 +37,19 @@ class EnvironmentSpec:
 
 
 @dataclass(frozen=True)
+class RulerSpec:
+    """A judge of groups, as the configuration has it."""
+
+    mode: Literal["replace", "add", "metric"]
+    weight: float
+    max_concurrent: int
+    swallow: bool
+    """Whether the job goes on without a score."""
+    judge: EnvironmentSpec
+    """The environment `judge` of the built-in service, with its arguments."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """One GRPO job."""
 
@@ -48,6 +61,7 @@ class Settings:
     """train.yaml as resolved: the trainer's session is configured by it."""
     timeout: float = 1200.0
     """Seconds that a generation may take, and for which a service that is away is waited for."""
+    ruler: RulerSpec | None = None
     lora_rank: int = 0
     """Rank of the adapters that are pushed; 0 for full weights."""
     adapter_name: str = ""

@@ -12,10 +12,11 @@ from orchestrator_svc.grpo.filters import Filter, gibberish, repetition
 from orchestrator_svc.grpo.plan import Plan
 from orchestrator_svc.grpo.pools import Difficulty
 from orchestrator_svc.grpo.sampling import Sampling, TemperatureSchedule
-from orchestrator_svc.grpo.settings import EnvironmentSpec, Settings
+from orchestrator_svc.grpo.settings import EnvironmentSpec, RulerSpec, Settings
 from surogate.config.env import EnvConfig, EvalConfig
 from surogate.config.job import GrpoJob
 from surogate.config.orch import OrchConfig
+from surogate.config.ruler import RulerConfig
 from surogate.config.sampling import SamplingConfig
 from surogate.config.shaping import AdvantageConfig, BufferConfig, FilterConfig
 from surogate.errors import ConfigError, Violation
@@ -43,6 +44,7 @@ def read_settings(job: GrpoJob) -> Settings:
         environments=_environments(orch),
         train=session,
         timeout=orch.client.timeout,
+        ruler=_ruler(orch.ruler) if orch.ruler.enabled else None,
         lora_rank=train.lora_rank if train.lora else 0,
         resume=resume_step is not None or train.resume_from_checkpoint,
         resume_step=None if resume_step in (None, _NEWEST) else resume_step,
@@ -132,6 +134,32 @@ def _sampling(sampling: SamplingConfig, seed: int) -> Sampling:
         max_tokens=sampling.max_tokens,
         min_tokens=sampling.min_tokens,
         repetition_penalty=sampling.repetition_penalty,
+    )
+
+
+def _ruler(ruler: RulerConfig) -> RulerSpec:
+    request_timeout = ruler.request_timeout or ruler.judge.timeout
+    args = {
+        "relative": True,
+        "base_url": ruler.judge.base_url,
+        "api_key_var": ruler.judge.api_key_var,
+        "request_timeout": request_timeout,
+        "max_retries": ruler.judge.max_retries,
+        "max_retries_on_parse_error": ruler.max_retries_on_parse_error,
+        "max_concurrent": ruler.max_concurrent_judges,
+        "sampling": ruler.sampling,
+        "extra_body": ruler.extra_body,
+        "cost": ruler.cost.model_dump(),
+        **({"model": ruler.judge_model} if ruler.judge_model else {}),
+        **({"rubric": ruler.rubric} if ruler.rubric else {}),
+    }
+    timeout = request_timeout * (ruler.max_retries_on_parse_error + 1)
+    return RulerSpec(
+        mode=ruler.mode,
+        weight=ruler.weight,
+        max_concurrent=ruler.max_concurrent_judges,
+        swallow=ruler.swallow_exceptions,
+        judge=EnvironmentSpec("ruler", "judge", "orch.ruler", timeout=timeout, args=args, train=False),
     )
 
 

@@ -11,6 +11,7 @@ from reward_svc.environments.code import Code
 from reward_svc.environments.exact_match import ExactMatch
 from reward_svc.environments.guess_number import GuessNumber
 from reward_svc.environments.json_schema import JsonSchema
+from reward_svc.environments.judge import Judge
 from reward_svc.environments.mathematics import Math
 from reward_svc.environments.mixture import Mixture
 from reward_svc.environments.regex_match import RegexMatch
@@ -40,6 +41,7 @@ def built_in(
         Format(),
         Length(),
         GuessNumber(),
+        Judge(),
         mixture,
     )
     mixture.registry = Registry(environments, plugins=plugins)

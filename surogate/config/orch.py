@@ -20,7 +20,7 @@ from surogate.config.base import (
     refuse,
 )
 from surogate.config.env import EnvConfig, EvalConfig
-from surogate.config.orch_planned import RulerConfig
+from surogate.config.ruler import RulerConfig
 from surogate.config.sampling import SamplingConfig
 from surogate.config.shaping import AdvantageConfig, BufferConfig, FilterConfig
 from surogate.config.types import Address
@@ -149,7 +149,7 @@ class OrchConfig(ConfigModel):
     report_to: TrackerConfig | None = None
     """Weights & Biases: `{}` turns it on with the defaults. null = what report_to of train.yaml says."""
     ruler: RulerConfig = RulerConfig()
-    """Rewards from a judge model."""
+    """A judge model that compares the rollouts of a group."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

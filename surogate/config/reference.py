@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, RootModel
 from pydantic.fields import FieldInfo
 
-from surogate.config import cluster, data, env, lora, loss, model, optim, orch, orch_planned, sampling, shaping, train
+from surogate.config import cluster, data, env, lora, loss, model, optim, orch, ruler, sampling, shaping, train
 from surogate.config.base import is_planned, shown
 from surogate.config.infer import InferConfig
 
@@ -80,7 +80,9 @@ ORCH_BLOCKS = (
     ("`report_to`", orch.TrackerConfig),
     ("`buffer`", shaping.BufferConfig),
     ("`filters[]`", shaping.FilterConfig),
-    ("`ruler`", orch_planned.RulerConfig),
+    ("`ruler`", ruler.RulerConfig),
+    ("`ruler.judge`", ruler.JudgeConfig),
+    ("`ruler.cost`", ruler.CostConfig),
 )
 
 CLUSTER_BLOCKS = (

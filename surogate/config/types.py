@@ -54,5 +54,19 @@ def _address(value: Any) -> Any:
     return value
 
 
+API_KEY_VARIABLE = r"^[A-Z][A-Z0-9_]*_API_KEY$"
+"""Names of environment variables that a job may have sent to a judge: others hold what is not for judges."""
+JUDGE_URL = re.compile(r"^(?:https?://[^\s/?#@]+(?:/[^\s?#]*)?|grpcs?://[^\s/?#@]+:[0-9]{1,5}/?)$")
+
+
+def _judge_url(value: Any) -> Any:
+    if isinstance(value, str) and not JUDGE_URL.match(value):
+        raise fail(f"must be http(s)://HOST/PATH, or grpc(s)://HOST:PORT of an inference service, got {shown(value)}")
+    return value
+
+
+JudgeUrl = Annotated[str, BeforeValidator(_judge_url)]
+"""`https://HOST/v1`, or `grpc://HOST:PORT`."""
+
 Address = Annotated[str, BeforeValidator(_address)]
 """`host:port`, `[::1]:port` or `unix:PATH`; of a URL `http://host:port/…` only host and port are kept."""

@@ -214,9 +214,27 @@ def test_features_to_come_are_refused_unless_off(off: str) -> None:
 def test_blocks_of_other_features_are_accepted_when_off() -> None:
     off = {"ruler": {"enabled": False}, "buffer": {"hash_keys": ["task", "prompt"], "easy_fraction": 0}}
     assert violations(OrchConfig, {**required(OrchConfig), **off}) == []
-    assert violations(OrchConfig, {**required(OrchConfig), "ruler": {"enabled": True}}) == [
-        "ruler.enabled: known, not supported yet (only false works)",
-    ]
+
+
+@pytest.mark.parametrize(
+    ("ruler", "why"),
+    [
+        ({}, "ruler.judge.base_url: is needed"),
+        ({"judge": {"base_url": "https://api.example.org/v1"}}, "ruler.judge_model: is needed"),
+        ({"judge": {"base_url": "api.example.org"}}, "ruler.judge.base_url.0: must be http(s)"),
+        ({"judge": {"base_url": "grpc://h:1", "api_key_var": "SUROGATE_TOKEN"}}, "ruler.judge.api_key_var"),
+        ({"judge": {"base_url": "grpc://h:1"}, "mode": "instead"}, "ruler.mode"),
+        ({"judge": {"base_url": "grpc://h:1"}, "max_concurrent_judges": 0}, "ruler.max_concurrent_judges"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_refused(ruler: dict[str, object], why: str) -> None:
+    found = violations(OrchConfig, {**required(OrchConfig), "ruler": {"enabled": True, **ruler}})
+    assert len(found) == 1 and found[0].startswith(why), found
+
+
+def test_a_judge_of_ours_needs_no_model() -> None:
+    ruler = {"enabled": True, "judge": {"base_url": "grpc://127.0.0.1:50080"}}
+    assert violations(OrchConfig, {**required(OrchConfig), "ruler": ruler}) == []
 
 
 @pytest.mark.parametrize("value", ["none", ["none"], [], None])
