@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from orchestrator_svc.trainingjobs.crd import definition, render
+from surogate.config.job import resolve_job
 from surogate.config.load import load_yaml
 from tests.helpers.grpo_job import job_config
 from tests.helpers.orchestrator import sft_config
@@ -122,3 +123,12 @@ def test_every_example_passes(file: Path) -> None:
         if file.stem.startswith(part) or (part == "train" and "datasets" in data):
             spec = {"kind": "grpo", "train": {}, part: data}
             jsonschema.validate({"spec": spec}, openapi(SCHEMA))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "k8s/examples").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_example_of_a_resource_is_a_job(file: Path) -> None:
+    resource = load_yaml(file).data
+    jsonschema.validate(resource, openapi(SCHEMA))
+    spec = resource["spec"]
+    job = resolve_job({part: spec[part] for part in ("kind", "train", "infer", "orch", "cluster") if part in spec})
+    assert job.warnings == []
