@@ -138,7 +138,8 @@ class ParallelKeys(ConfigModel):
         if getattr(self, "offload_optimizer", False):
             problems.append(problem("offload_optimizer", "is for one GPU; over several, zero_level shares the state"))
         if self.zero_level > 1 and getattr(self, "optimizer", "adamw") != "adamw":
-            problems.append(problem("optimizer", f"must be adamw with zero_level: {self.zero_level}"))
+            text = f"must be adamw with zero_level: {self.zero_level}; the others go with zero_level: 1"
+            problems.append(problem("optimizer", text))
         if self.zero_level > 1 and any(getattr(self, f"qlora_{kind}", False) for kind in ("bnb", "fp8", "fp4")):
             problems.append(problem("zero_level", "must be 1 with QLoRA: quantised weights are not cut into shares"))
         if self.zero_level > 1 and getattr(self, "recipe", "bf16") != "bf16":

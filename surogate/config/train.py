@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from surogate.config import keys
 from surogate.config.base import (
@@ -12,7 +12,6 @@ from surogate.config.base import (
     ConfigModel,
     Count,
     Positive,
-    Size,
     Text,
     fail,
     planned,
@@ -82,18 +81,18 @@ class AutomationKeys(ConfigModel):
 
 
 class NoiseScheduler(ConfigModel):
-    """Noise on the weights of the sampler."""
+    """Noise on the policy that samples, so that it explores: on the weights of its norms, in pushes alone."""
 
     block: ClassVar[str] = "noise_scheduler."
 
-    enabled: bool = planned(False)
-    """Whether noise is added."""
+    enabled: bool = False
+    """Whether noise is added. Needs lora: false: pushes of adapters have no norms in them."""
     sigma_start: Positive = 5e-2
-    """Deviation at the start, > 0."""
+    """Standard deviation in the second stage, > 0."""
     sigma_end: Positive = 5e-4
-    """Deviation at the end, > 0."""
-    num_stages: Size = 10
-    """Steps from the one to the other, ≥ 1."""
+    """Standard deviation in the last stage, > 0."""
+    num_stages: Annotated[int, Field(ge=2)] = 10
+    """Equal stages of the run, ≥ 2: one without noise, then from sigma_start to sigma_end by equal factors."""
 
 
 class GrpoKeys(ConfigModel):
@@ -108,7 +107,14 @@ class GrpoKeys(ConfigModel):
     single_sample_bins: bool = False
     """Train on one rollout a sequence instead of packing several."""
     noise_scheduler: NoiseScheduler = NoiseScheduler()
-    """Noise on the weights of the sampler."""
+    """Noise on the policy that samples."""
+
+    @model_validator(mode="after")
+    def _noise_has_norms(self) -> Self:
+        if self.noise_scheduler.enabled and getattr(self, "lora", False):
+            text = "needs lora: false: pushes of adapters have no norms in them"
+            refuse("train", [problem(("noise_scheduler", "enabled"), text)])
+        return self
 
 
 GRPO_ONLY = tuple(GrpoKeys.model_fields)

@@ -102,10 +102,22 @@ def dataset(**keys: Any) -> dict[str, Any]:
             "gradient_dtype: is for one GPU; over several, zero_level shares weights and gradients",
         ),
         ({"recipe": "fp8_hybrid", "qlora_bnb": True}, "recipe: must be bf16 with QLoRA, got fp8_hybrid"),
+        (
+            {"optimizer": "normuon", "gpus": 2, "zero_level": 2},
+            "optimizer: must be adamw with zero_level: 2; the others go with zero_level: 1",
+        ),
+        (
+            {"optimizer": "adamw_8bit", "gpus": 2, "zero_level": 3},
+            "optimizer: must be adamw with zero_level: 3; the others go with zero_level: 1",
+        ),
+        (
+            {"qlora_bnb": True, "optimizer": "adamw", "gpus": 2, "zero_level": 3},
+            "zero_level: must be 1 with QLoRA: quantised weights are not cut into shares",
+        ),
         ({"recipe": "fp8"}, "recipe: must be one of bf16, fp8_hybrid, nvfp4; got 'fp8'"),
         (
             {"noise_scheduler": {"enabled": True}},
-            "noise_scheduler.enabled: known, not supported yet (only false works)",
+            "noise_scheduler.enabled: needs lora: false: pushes of adapters have no norms in them",
         ),
         ({"datasets": {}}, "datasets: must be a list, got {}"),
         (dataset(), "datasets.0: `type` is required: text, instruction, conversation or auto"),

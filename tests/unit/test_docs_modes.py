@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_examples() -> None:
-    assert len(BLOCKS) == 8 + 1
+    assert len(BLOCKS) == 9 + 1
 
 
 def trained(block: str, place: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:

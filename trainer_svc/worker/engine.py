@@ -107,7 +107,7 @@ class Engine:
 
     def export_weights(self, version: int, directory: str) -> worker.ExportWeightsReply:
         """Writes the weights for inference."""
-        return export_weights(self.session.policy, version, Path(directory), self._ranks)
+        return export_weights(self.session, version, Path(directory))
 
     def checkpoint(self, final: bool) -> trainer.TrainerCheckpoint:
         """Writes a checkpoint, unless there is one of this very step, and the final model if asked for."""

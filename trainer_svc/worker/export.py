@@ -13,8 +13,8 @@ from surogate.internal.v1 import worker_pb2 as worker
 from surogate.v1 import common_pb2, weights_pb2
 from surogate.weights.manifest import write_image
 from trainer_svc.worker import lora
-from trainer_svc.worker.policy import Policy
-from trainer_svc.worker.ranks import Ranks
+from trainer_svc.worker.noise import deviation, with_noise
+from trainer_svc.worker.session import TrainingSession
 from trainer_svc.worker.spread import whole_state
 
 _DTYPES = {
@@ -28,17 +28,21 @@ _DTYPES = {
 }
 
 
-def export_weights(policy: Policy, version: int, directory: Path, ranks: Ranks) -> worker.ExportWeightsReply:
+def export_weights(session: TrainingSession, version: int, directory: Path) -> worker.ExportWeightsReply:
     """Writes the adapter's weights, or all of them, in the model's stored format into `directory`.
 
     All ranks take part; rank 0 writes, and the others' reply is empty.
     """
+    policy, train = session.policy, session.train
     if policy.adapter is not None:
         kind, state = weights_pb2.WEIGHT_KIND_LORA, lora.tensors(policy.adapter, policy.precision.stored)
         config = lora.config_json(policy.adapter)
     else:
         kind, state, config = weights_pb2.WEIGHT_KIND_FULL, full_state(policy.model, policy.precision.stored), ""
-    if not ranks.first:
+        if train.noise_scheduler.enabled:
+            sigma = deviation(session.step, train.max_steps, train.noise_scheduler)
+            state = with_noise(policy.model, state, sigma, seed=train.train_seed, version=version)
+    if not session.ranks.first:
         return worker.ExportWeightsReply()
     path = directory / f"weights-{version}.safetensors"
     tensors = [(name, _DTYPES[value.dtype], tuple(value.shape), _bytes(value)) for name, value in state.items()]
