@@ -17,6 +17,7 @@ from reward_svc.environments.mixture import Mixture
 from reward_svc.environments.regex_match import RegexMatch
 from reward_svc.environments.reverse_text import ReverseText
 from reward_svc.environments.shaping import Format, Length
+from reward_svc.environments.verifiers_environments import Verifiers
 from surogate.reward.registry import Registry
 
 
@@ -42,6 +43,7 @@ def built_in(
         Length(),
         GuessNumber(),
         Judge(),
+        Verifiers(),
         mixture,
     )
     mixture.registry = Registry(environments, plugins=plugins)
