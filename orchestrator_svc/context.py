@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from surogate.config.job import AnyJob
 
 
+STORE_PATIENCE = 60.0
+"""Seconds for which a job waits for a database that is away before it is let go of."""
+
+
 class JobContext:
     """One run of one job by this orchestrator.
 
@@ -182,7 +186,9 @@ class JobContext:
             changes["runner_state"] = dict(state)
         if self.pool is not None:
             changes["workers"] = [_describe(worker) for worker in self.pool.workers]
-        await self.database.write(lambda c: record(c, self.job_id, self.owner, happenings, changes, also))
+        await self.database.write(
+            lambda c: record(c, self.job_id, self.owner, happenings, changes, also), patience=STORE_PATIENCE
+        )
         if state is not None:
             self.state = dict(state)
         self.bell.ring(self.job_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, insert, select
 
 from orchestrator_svc import reward_services, scaling
+from orchestrator_svc.database import one_at_a_time
 from orchestrator_svc.grpo import ledger
 from orchestrator_svc.schema import metadata, schema_version
 from surogate.errors import FailedPreconditionError
@@ -21,6 +22,7 @@ def create_tables(connection: Connection) -> None:
     """
     # Tables join the metadata when their file is imported: without these three a fresh store would lack them.
     assert ledger.draws.metadata is reward_services.replaced.metadata is scaling.scales.metadata is metadata
+    one_at_a_time(connection, "tables")  # several orchestrators may start on a new database at once
     metadata.create_all(connection)
     found = connection.execute(select(schema_version.c.version)).scalar()
     if found is None:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row
 from orchestrator_svc import metrics, store
 from orchestrator_svc.bell import Bell
 from orchestrator_svc.context import JobContext
-from orchestrator_svc.database import STORE_UNAVAILABLE, Database
+from orchestrator_svc.database import Database, StoreUnavailableError
 from orchestrator_svc.journal import LeaseLostError, record
 from orchestrator_svc.launchers.base import Launcher, WorkerPool
 from orchestrator_svc.tracking.process import tracking
@@ -164,7 +164,7 @@ async def _finish(database: Database, bell: Bell, job_id: str, owner: str, outco
 def _goes_on(error: BaseException) -> bool:
     """Whether the job will be gone on with, by the next orchestrator or when the store is back."""
     if isinstance(error, UnavailableError):
-        return error.reason == STORE_UNAVAILABLE
+        return error.reason == StoreUnavailableError.reason
     return isinstance(error, asyncio.CancelledError | LeaseLostError)
 
 

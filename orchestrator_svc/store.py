@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
 
+from orchestrator_svc.database import one_at_a_time
 from orchestrator_svc.journal import record
 from orchestrator_svc.messages import ENDED
 from orchestrator_svc.schema import job_labels, jobs
@@ -58,6 +59,7 @@ def create(connection: Connection, new: NewJob, max_queued: int) -> Row[Any]:
         FailedPreconditionError: A job that has not ended writes to the same folder.
         BusyError: The queue is full.
     """
+    one_at_a_time(connection, "create")  # what is looked for here must not come in meanwhile
     if new.request_id and (row := find_request(connection, new.request_id, new.request_digest)) is not None:
         return row
     if find(connection, new.job_id) is not None:

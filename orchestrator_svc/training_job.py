@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from orchestrator_svc.context import JobContext
+from orchestrator_svc.database import StoreUnavailableError
 from orchestrator_svc.launchers.base import Worker, WorkerPool
 from orchestrator_svc.session_record import SessionRecord
 from orchestrator_svc.session_stream import EventBatches
@@ -212,7 +213,7 @@ async def _uncancelled(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _recoverable(error: SurogateError) -> bool:
-    went_away = isinstance(error, UnavailableError | CancelledError) and error.reason != "STORE_UNAVAILABLE"
+    went_away = isinstance(error, UnavailableError | CancelledError) and error.reason != StoreUnavailableError.reason
     return went_away or error.reason in _RECOVERABLE
 
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.helpers.postgres import Postgres
 
 _CACHE = tempfile.TemporaryDirectory(prefix="surogate-test-cache-")
 os.environ["SUROGATE_CACHE_DIR"] = _CACHE.name
@@ -16,3 +23,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("surogate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("surogate")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server for this process' tests; they are skipped where it is not installed."""
+    pytest.importorskip("psycopg", reason="the driver of PostgreSQL is missing: pip install 'surogate[postgres]'")
+    from tests.helpers.postgres import postgres_server, programs
+
+    found = programs()
+    if found is None:
+        pytest.skip("PostgreSQL is missing: apt install postgresql")
+    with postgres_server(found) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty job store: the test runs on each kind of database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/jobs.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()

@@ -61,8 +61,9 @@ def jobs() -> Jobs:
 
 
 @pytest_asyncio.fixture
-async def orchestrator(tmp_path: Path, jobs: Jobs) -> AsyncIterator[Orchestrator]:
-    async with orchestrating(tmp_path, {"sft": jobs.run}, EmptyLauncher(), max_queued_jobs=3) as orchestrator:
+async def orchestrator(tmp_path: Path, store_url: str, jobs: Jobs) -> AsyncIterator[Orchestrator]:
+    settings = {"max_queued_jobs": 3, "store_url": store_url}
+    async with orchestrating(tmp_path, {"sft": jobs.run}, EmptyLauncher(), **settings) as orchestrator:
         yield orchestrator
 
 

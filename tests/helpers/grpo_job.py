@@ -155,12 +155,12 @@ Rows = list[tuple[int, list[tuple[str, int | None]]]]
 class GrpoJob:
     """One job in a store of its own; `run` it as often as orchestrators come and go."""
 
-    def __init__(self, folder: Path, fakes: Fakes, settings: Settings) -> None:
+    def __init__(self, folder: Path, fakes: Fakes, settings: Settings, store_url: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.fakes = fakes
         self.settings = settings
-        self.database = Database.open(f"sqlite:///{folder}/jobs.db")
+        self.database = Database.open(store_url or f"sqlite:///{folder}/jobs.db")
         self.ctx: JobContext | None = None
         self.pool: FakePool | None = None
 

@@ -34,8 +34,8 @@ State = job_pb2.Job
 
 
 @pytest_asyncio.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database.open(f"sqlite:///{tmp_path}/jobs.db")
+async def database(store_url: str) -> AsyncIterator[Database]:
+    database = Database.open(store_url)
     await database.write(create_tables)
     yield database
     await database.close()

@@ -1,0 +1,96 @@
+"""A PostgreSQL server of the tests' own: in a temporary folder, on a loopback port, as an unprivileged user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+USER = "surogate"
+
+
+def programs() -> Path | None:
+    """The folder of initdb and pg_ctl; None where PostgreSQL is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
+    named = shutil.which("initdb")
+    return found[0].parent if found else Path(named).parent if named else None
+
+
+class Postgres:
+    """One server. `stop` and `start` it as often as a test wants."""
+
+    def __init__(self, folder: Path, bin_folder: Path) -> None:
+        self.port = _free_port()
+        self._folder = folder
+        self._bin = bin_folder
+        # PostgreSQL refuses to run as root.
+        self._as: dict[str, Any] = {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
+        if self._as:
+            shutil.chown(folder, **self._as)
+        self._run("initdb", "--username", USER, "--auth", "trust", "--no-sync", "--encoding", "UTF8")
+        self._databases = 0
+
+    def start(self) -> None:
+        """Starts the server, and waits until it answers."""
+        options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories='' -c fsync=off"
+        self._run("pg_ctl", "-w", "-l", str(self._folder / "log"), "-o", options, "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stops it: `fast` ends all connections, `immediate` is a crash."""
+        self._run("pg_ctl", "-w", "-m", mode, "stop")
+
+    def new_database(self) -> str:
+        """The URL of an empty database."""
+        self._databases += 1
+        name = f"test_{self._databases}"
+        self.execute(f"CREATE DATABASE {name}")
+        return f"postgresql+psycopg://{USER}@127.0.0.1:{self.port}/{name}"
+
+    def disconnect_all(self) -> int:
+        """Cuts every connection of others, as a network or a failover does; returns how many."""
+        query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        return int(self.execute(f"{query} AND usename = '{USER}'")[0][0])
+
+    def execute(self, query: str) -> list[tuple[Any, ...]]:
+        """Runs one statement on the server's own database."""
+        dsn = f"host=127.0.0.1 port={self.port} user={USER} dbname=postgres"
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            cursor = connection.execute(query)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._bin / program), "-D", str(self._folder / "data"), *arguments]
+        # To a file: the server keeps what it inherits open, and a pipe would never end.
+        with (self._folder / f"{program}.out").open("w") as out:
+            done = subprocess.run(command, stdout=out, stderr=out, cwd="/", timeout=60, check=False, **self._as)
+        assert done.returncode == 0, (self._folder / f"{program}.out").read_text()
+
+
+@contextmanager
+def postgres_server(bin_folder: Path) -> Iterator[Postgres]:
+    """A running server."""
+    folder = Path(tempfile.mkdtemp(prefix="surogate-postgres-"))
+    try:
+        server = Postgres(folder, bin_folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            if (folder / "data" / "postmaster.pid").exists():
+                server.stop("immediate")
+    finally:
+        shutil.rmtree(folder)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
