@@ -103,6 +103,10 @@ test-slow: setup ## The tests that take longer
 .PHONY: test-all
 test-all: test test-slow ## Everything that needs no GPU
 
+.PHONY: test-cluster
+test-cluster: setup ## What the launcher makes, against a real API server: KUBECONFIG=FILE make test-cluster
+	pytest tests/contract/test_kubernetes_objects.py -rs
+
 .PHONY: test-gpu
 test-gpu: setup ## The tests that need a CUDA device
 	pytest -m gpu

@@ -23,7 +23,7 @@ from orchestrator_svc.bell import Bell
 from orchestrator_svc.custom_code import check_allowed
 from orchestrator_svc.database import Database
 from orchestrator_svc.journal import read_events
-from orchestrator_svc.launchers.kubernetes.policy import check_cluster
+from orchestrator_svc.launchers.kubernetes.policy import check_cluster, check_image
 from orchestrator_svc.messages import ENDED, KINDS, to_job
 from orchestrator_svc.paths import check_paths, check_urls, output_dir_of
 from orchestrator_svc.replace_reward import check_service, wanted_service
@@ -33,7 +33,7 @@ from orchestrator_svc.scaling import check_scale, set_scale
 from orchestrator_svc.settings import OrchestratorSettings
 from orchestrator_svc.worker_logs import read_logs
 from surogate.config.job import AnyJob, resolve_job
-from surogate.errors import InvalidInputError, OutOfRangeError, Violation
+from surogate.errors import ConfigError, InvalidInputError, OutOfRangeError, Violation
 from surogate.structs import from_struct
 from surogate.urls import is_url
 from surogate.v1 import job_pb2, job_pb2_grpc
@@ -204,12 +204,27 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
 
     def _check_cluster(self, job: AnyJob) -> list[str]:
         """Makes sure that the job asks for nothing that it may not have; returns what its author should know."""
+        self._check_images(job)
         if job.cluster is None:
             return []
         if self._settings.launcher != "kubernetes":
             return [f"cluster: has no effect here: the launcher is {self._settings.launcher}, not kubernetes"]
         check_cluster(job.cluster, self._settings)
         return []
+
+    def _check_images(self, job: AnyJob) -> None:
+        """Makes sure that reward services of the author's own can be run, and may be."""
+        if job.kind != "grpo":
+            return
+        evaluated = job.orch.eval.env if job.orch.eval else []
+        keyed = [(f"orch.env.{i}.image", env.image) for i, env in enumerate(job.orch.env)]
+        keyed += [(f"orch.eval.env.{i}.image", env.image) for i, env in enumerate(evaluated)]
+        for key, image in keyed:
+            if image and self._settings.launcher != "kubernetes":
+                why = f"needs the launcher kubernetes, not {self._settings.launcher}: run it, and give its address"
+                raise ConfigError.of([Violation(key, why)])
+            if image:
+                check_image(image, key, self._settings)
 
 
 def job_id_of(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +23,8 @@ class JobWorkers:
     trainer: Worker
     inference: list[Worker]
     """One per replica; empty for PT and SFT, and while the base that they will serve is not there yet."""
-    reward: Worker | None
-    """The built-in reward service; None when every environment of the job has an address of its own."""
+    rewards: Mapping[str, Worker]
+    """Reward services by their images, `""` for the built-in one; empty when every environment has an address."""
 
 
 async def start_workers(ctx: JobContext, pool: WorkerPool, replicas: int | None = None) -> JobWorkers:
@@ -42,7 +43,7 @@ async def start_workers(ctx: JobContext, pool: WorkerPool, replicas: int | None 
     return JobWorkers(
         trainer=by_component["trainer"][0],
         inference=by_component["inference"],
-        reward=next(iter(by_component["reward"]), None),
+        rewards={spec.image: worker for spec, worker in zip(specs, workers, strict=True) if spec.component == "reward"},
     )
 
 
@@ -90,17 +91,21 @@ def worker_specs(ctx: JobContext, pool: WorkerPool, replicas: int | None = None)
         for index in range(count)
     ]
     specs.append(trainer)
-    if _needs_built_in_rewards(job.orch):
+    own, images = _own_services(job.orch)
+    if own:
         specs.append(WorkerSpec("reward"))
+    specs += [WorkerSpec("reward", index, image=image) for index, image in enumerate(images, 1)]
     return specs
 
 
-def _needs_built_in_rewards(orch: OrchConfig) -> bool:
-    """Whether a judge is asked, or some environment has no service of its own.
+def _own_services(orch: OrchConfig) -> tuple[bool, list[str]]:
+    """Whether a judge or some environment has the built-in service, and the images of the others without an address.
 
     One that is evaluated on, and says no more than the id of one that is trained on, has the service of that one.
     """
     trained = {(env.id, name) for env in orch.env for name in (None, env.name)}
     evaluated = orch.eval.env if orch.eval else []
-    own = [env for env in evaluated if env.args or (env.id, env.name) not in trained]
-    return orch.ruler.enabled or any(env.address is None for env in [*orch.env, *own])
+    own = [env for env in evaluated if env.args or env.image or (env.id, env.name) not in trained]
+    without = [env for env in [*orch.env, *own] if env.address is None]
+    images = dict.fromkeys(env.image for env in without if env.image)
+    return orch.ruler.enabled or any(env.image is None for env in without), list(images)

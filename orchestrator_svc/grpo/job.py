@@ -88,7 +88,7 @@ async def _put_together(
     tokenizer = await asyncio.to_thread(_tokenizer, settings.model)
     scale = await ctx.database.read(lambda c: scale_of(c, ctx.job_id))
     workers = await start_workers(ctx, pool, scale)
-    environments = await open_environments(settings, workers.reward, stack)
+    environments = await open_environments(settings, workers.rewards, stack)
 
     await ctx.set_status("waiting for the trainer to load the model")
     reporter = Reporter(
@@ -117,7 +117,7 @@ async def _put_together(
     book, drawer = await open_book(ctx, settings, plan, prompts, ledger, trainer.step)
     generator = Generator(replicas, timeout=settings.timeout)
     by_key = {item.environment.key: item.environment for item in environments}
-    judge = service_of(settings.ruler.judge, workers.reward) if settings.ruler else None
+    judge = service_of(settings.ruler.judge, workers.rewards) if settings.ruler else None
     scorer = Scorer(by_key, judge=judge, job=ctx.job_id, patience=settings.timeout)
     ruler = Ruler(scorer, judge, settings.ruler) if judge and settings.ruler else None
     replacing = Replacing(ctx, scorer)

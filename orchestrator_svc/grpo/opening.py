@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
@@ -59,22 +59,27 @@ class OpenEnvironment:
     examples: Examples
 
 
-async def open_environments(settings: Settings, reward: Worker | None, stack: AsyncExitStack) -> list[OpenEnvironment]:
+async def open_environments(
+    settings: Settings, rewards: Mapping[str, Worker], stack: AsyncExitStack
+) -> list[OpenEnvironment]:
     """Reaches every environment and gathers its examples; `stack` closes what was opened.
+
+    `rewards` are the job's own reward services by their images; the built-in one has none: `""`.
 
     Raises:
         ConfigError: An environment has no examples, or its arguments are wrong.
         SurogateError: A service cannot be reached.
     """
-    if reward is not None:
-        await reward.ready(READY_TIMEOUT)
-    opened = await together(_open(spec, reward, settings.plan.seed, stack) for spec in settings.environments)
+    await asyncio.gather(*(reward.ready(READY_TIMEOUT) for reward in rewards.values()))
+    opened = await together(_open(spec, rewards, settings.plan.seed, stack) for spec in settings.environments)
     held_out = {prompt_digest(example) for item in opened for example in item.examples.held_out}
     return [_kept_apart(item, held_out) for item in opened]
 
 
-async def _open(spec: EnvironmentSpec, reward: Worker | None, seed: int, stack: AsyncExitStack) -> OpenEnvironment:
-    environment = service_of(spec, reward)
+async def _open(
+    spec: EnvironmentSpec, rewards: Mapping[str, Worker], seed: int, stack: AsyncExitStack
+) -> OpenEnvironment:
+    environment = service_of(spec, rewards)
     stack.push_async_callback(environment.endpoint.close)
     try:
         environment = replace(environment, max_turns=await _max_turns(spec, environment))
@@ -123,14 +128,13 @@ def _kept_apart(item: OpenEnvironment, held_out: Set[int]) -> OpenEnvironment:
     return replace(item, examples=replace(item.examples, train=train))
 
 
-def service_of(spec: EnvironmentSpec, reward: Worker | None) -> Environment:
-    """The environment at its own address, else at the built-in service `reward`."""
+def service_of(spec: EnvironmentSpec, rewards: Mapping[str, Worker]) -> Environment:
+    """The environment at its own address, else at the job's own service of its image, the built-in one without."""
     args = to_struct(spec.args)
     if spec.address:
         endpoint: BuiltIn | Custom = Custom(spec.address, spec.security)
     else:
-        assert reward is not None, "an environment without an address has the built-in service"
-        endpoint = BuiltIn(reward)
+        endpoint = BuiltIn(rewards[spec.image], spec.image or "built-in")
     return Environment(spec.key, spec.id, args, endpoint, spec.timeout)
 
 
@@ -160,6 +164,8 @@ async def open_trainer(
         if last is not None:
             step = last.step - (last.state is StepState.PREPARED)
         await trainer.open(origin, step)
+        if last is not None and last.state is StepState.PREPARED:
+            await _finish_step(trainer, ledger, last.step)
         return trainer
     session = await trainer.open(_first_origin(ctx, settings), None)
     if session.step:
@@ -169,6 +175,15 @@ async def open_trainer(
     state = {**origin_state(origin), "start_step": session.step, "checkpoint_step": session.step}
     await ctx.update(step=session.step, max_steps=settings.plan.max_steps, state=state)
     return trainer
+
+
+async def _finish_step(trainer: Trainer, ledger: Ledger, step: int) -> None:
+    """Trains the step that was prepared when an orchestrator died. A trainer that lives on may have it done, or be at
+    it: until this orchestrator knows, the version that it would push is not the one that it asks for."""
+    samples = await ledger.samples(step)
+    assert samples is not None, "a prepared step has its samples"
+    said = {**await ledger.metrics(step), **await trainer.train(step, samples)}
+    await ledger.mark_trained(step, said)
 
 
 def _first_origin(ctx: JobContext, settings: Settings) -> Origin:

@@ -33,12 +33,11 @@ class RewardEndpoint(Protocol):
 
 
 class BuiltIn:
-    """The reward worker of the job."""
+    """A reward worker of the job: the built-in service, or one of the author's image."""
 
-    name = "built-in"
-
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, name: str = "built-in") -> None:
         self._worker = worker
+        self.name = name
 
     async def reward(self) -> RewardStub:
         """Stub of the current incarnation, waited for if need be."""

@@ -26,6 +26,8 @@ class EnvironmentSpec:
     args: Mapping[str, Any] = field(default_factory=dict)
     address: str | None = None
     """HOST:PORT of the user's own service; None is the built-in one."""
+    image: str = ""
+    """Image of a service of the job's own, in a pod; empty for none."""
     security: ClientSecurity = field(default_factory=ClientSecurity)
     """How to call that service. The token of the job's workers is not for it."""
     train: bool = True

@@ -181,7 +181,7 @@ def _environments(orch: OrchConfig) -> list[EnvironmentSpec]:
 
 def _like_training(env: EnvConfig, trained: list[EnvConfig]) -> EnvConfig:
     """An environment to evaluate on that says no more than its id is the one of that id that is trained on."""
-    bare = not env.args and env.address is None
+    bare = not env.args and env.address is None and env.image is None
     same = next((other for other in trained if other.id == env.id), None)
     return same if bare and same is not None and env.name in (None, same.name) else env
 
@@ -195,6 +195,7 @@ def _spec(env: EnvConfig, key: str) -> EnvironmentSpec:
         max_turns=env.max_turns,
         args=env.args,
         address=env.address,
+        image=env.image or "",
         security=service_security(env, key),
     )
 

@@ -143,7 +143,7 @@ class RestartedWorker(Worker):
     async def _serves_before(self, changed: asyncio.Event, timeout: float) -> bool:
         """Whether the current incarnation answers SERVING before anything changes about it."""
         channel = await self.channel()
-        serving = asyncio.create_task(wait_serving(channel, HEALTH_SERVICE[self.component], timeout=timeout))
+        serving = asyncio.create_task(self._serving(channel, timeout))
         gone = asyncio.create_task(changed.wait())
         try:
             await asyncio.wait({serving, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -152,6 +152,10 @@ class RestartedWorker(Worker):
             serving.cancel()
             gone.cancel()
             await asyncio.gather(serving, gone, return_exceptions=True)
+
+    async def _serving(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        """Returns once the service can be used. Raises DeadlineError after `timeout` seconds."""
+        await wait_serving(channel, HEALTH_SERVICE[self.component], timeout=timeout)
 
     def _notify(self) -> None:
         self._changed.set()

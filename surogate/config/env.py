@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from surogate.config.base import ConfigModel, Positive, Size, Text, fail, one_of, planned, problem, refuse
+from surogate.config.base import ConfigModel, Positive, Size, Text, fail, one_of, problem, refuse
 from surogate.config.types import Address
 
 
@@ -49,8 +49,10 @@ class EnvConfig(ConfigModel):
     """
     max_turns: Size | None = None
     """Most turns of the model in an episode, ≥ 1, for an environment that answers them. null = 16."""
-    image: Text | None = planned(None)
-    """Image of a reward service to run for this job (Kubernetes)."""
+    image: Text | None = None
+    """Image of a reward service to run for this job, in a pod of its own (Kubernetes), where it serves gRPC on port
+    50051. The orchestrator's `allowed_images` must match it. null = no service of the job's own.
+    """
     tls: bool = False
     """Use TLS to `address`."""
     token_env: Text | None = None
@@ -68,6 +70,8 @@ class EnvConfig(ConfigModel):
             refuse(
                 "env", (problem(name, "needs `address`: the built-in service is reached without it") for name in given)
             )
+        elif self.image is not None:
+            refuse("env", [problem("image", "and `address` are two services: give one of them")])
         return self
 
 

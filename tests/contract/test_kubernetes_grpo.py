@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
-from surogate.errors import FailedPreconditionError, InvalidInputError, NotFoundError
+from surogate.errors import ConfigError, FailedPreconditionError, InvalidInputError, NotFoundError
 from surogate.v1 import job_pb2
 from tests.contract.test_kubernetes_launcher import nothing_left, notices
 from tests.helpers.grpo_job import job_config
 from tests.helpers.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, training_on
-from tests.helpers.orchestrator import Orchestrator, sft_config
+from tests.helpers.orchestrator import Orchestrator, orchestrating, sft_config
 
 State = job_pb2.Job
 
@@ -192,3 +192,27 @@ async def test_logs_of_pods_while_they_run_and_after(tmp_path: Path) -> None:
         assert [text for _, text in await logs(orchestrator, job.name)] == ["one", "two", "three", "four"]
         with pytest.raises(NotFoundError, match="there are: trainer-0"):
             await logs(orchestrator, job.name, component="reward")
+
+
+async def test_a_reward_service_of_the_authors_image_scores_in_a_pod(
+    tmp_path: Path,
+) -> None:
+    pods = GrpoPods()
+    settings = {"allowed_images": ["registry/team/*"]}
+    async with reinforcing_on(tmp_path, pods, **settings) as (orchestrator, cluster, model):
+        own = {"id": "fake", "image": "registry/team/reward:1"}
+        with pytest.raises(ConfigError, match=r"orch\.env\.0\.image: 'evil:1' is not allowed"):
+            await orchestrator.create(grpo_config(model, env=[{**own, "image": "evil:1"}]))
+        job = await orchestrator.create(grpo_config(model, env=[own]), job_id="rl")
+        pod = await cluster.until(lambda: cluster.api.find("pods", component="reward"))
+        assert [one["spec"]["containers"][0]["image"] for one in pod] == ["registry/team/reward:1"]
+        await finished(orchestrator, job.name)
+        assert pods.hooks.calls["ScoreRollouts"]
+        await nothing_left(cluster)
+
+
+async def test_an_image_of_ones_own_needs_pods(tmp_path: Path) -> None:
+    async with orchestrating(tmp_path) as orchestrator:
+        config = grpo_config("model", env=[{"id": "fake", "image": "mine:1"}])
+        with pytest.raises(ConfigError, match=r"orch\.env\.0\.image: needs the launcher kubernetes"):
+            await orchestrator.create(config)

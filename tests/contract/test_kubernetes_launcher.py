@@ -69,7 +69,7 @@ async def test_each_deletion_says_what_becomes_of_the_pods(tmp_path: Path) -> No
     async with training_on(tmp_path) as (orchestrator, cluster):
         await orchestrator.ended((await orchestrator.create(sft_config(), job_id="one")).name)
         deletions = [request for request in cluster.api.requests if request.method == "DELETE"]
-        assert {request.plural for request in deletions} == {"jobs", "configmaps"}
+        assert {request.plural for request in deletions} == {"jobs", "services", "configmaps"}
         for request in deletions:
             assert request.query["propagationPolicy"] == "Background"
             assert request.body["propagationPolicy"] == "Background"

@@ -224,8 +224,6 @@ class ApiServer:
                 return self._list(plural, request.query)
             case "POST":
                 return copy.deepcopy(self._create(plural, body, request.query))
-            case "PUT":
-                return copy.deepcopy(self._replace(plural, name, part, body))
             case "PATCH":
                 return copy.deepcopy(self._patch(plural, name, part, body))
             case "DELETE":
@@ -270,16 +268,6 @@ class ApiServer:
             check_job(item)
             item["spec"].setdefault("suspend", False)
         return self.add(plural, item)
-
-    def _replace(self, plural: str, name: str, part: str, body: Object) -> Object:
-        found = self._existing(plural, name)
-        self._check_version(plural, found, body)
-        kept = (
-            {"status": body.get("status", {})}
-            if part == "status"
-            else {**copy.deepcopy(body), "status": found["status"]}
-        )
-        return self._written(plural, {**found, **kept, "metadata": {**found["metadata"], **body["metadata"]}})
 
     def _check_version(self, plural: str, found: Object, given: Object) -> None:
         """An object that is written as it was read must not have changed since."""

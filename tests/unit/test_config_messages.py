@@ -197,7 +197,10 @@ def test_infer(change: dict[str, Any], message: str) -> None:
             "env.0.address: must be a gRPC address `host:port`, got 'localhost'",
         ),
         ({"env": [{"id": "e", "args": {"x": [math.nan]}}]}, "env.0.args: must hold finite numbers, got nan"),
-        ({"env": [{"id": "e", "image": "i"}]}, "env.0.image: known, not supported yet (only null works)"),
+        (
+            {"env": [{"id": "e", "image": "i", "address": "a:1"}]},
+            "env.0.image: and `address` are two services: give one of them",
+        ),
         (
             {"sampling": {"max_tokens": 2048}},
             "sampling.max_tokens: is 2048, which leaves no room for a prompt in seq_len (2048)",

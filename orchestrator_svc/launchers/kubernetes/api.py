@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -147,13 +148,9 @@ class Api:
         """Creates an object; unknown fields are refused by name. Raises AlreadyExistsError."""
         return await self._json("POST", kind.path(self.namespace), body=body, query=[("fieldValidation", "Strict")])
 
-    async def replace(self, kind: Kind, body: Object, part: str = "") -> Object:
-        """Writes an object that was read before. Raises ConflictError if it has changed since."""
-        path = kind.path(self.namespace, body["metadata"]["name"], part)
-        return await self._json("PUT", path, body=body, query=[("fieldValidation", "Strict")])
-
     async def patch(self, kind: Kind, name: str, change: Object, part: str = "") -> Object:
-        """Merges a change into an object (JSON merge patch)."""
+        """Merges a change into an object (JSON merge patch). Raises ConflictError if the change names a resource
+        version that is not the object's any more."""
         path = kind.path(self.namespace, name, part)
         return await self._json("PATCH", path, body=change, content="application/merge-patch+json")
 
@@ -277,10 +274,11 @@ def _connect(kubeconfig: Path | None) -> Any:
         raise ConfigError.of([Violation("launcher", why)]) from error
     settings = client.Configuration()
     try:
-        if kubeconfig is not None:
-            config.load_kube_config(config_file=str(kubeconfig), client_configuration=settings)
+        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config(client_configuration=settings)
         else:
-            config.load_config(client_configuration=settings)
+            file = None if kubeconfig is None else str(kubeconfig)
+            config.load_kube_config(config_file=file, client_configuration=settings)
     except config.ConfigException as error:
         why = f"there is no way to the cluster: {error}; run inside it, or set kubeconfig"
         raise ConfigError.of([Violation("kubeconfig", why)]) from error

@@ -37,7 +37,7 @@ class Owner:
 
     def reference(self) -> Object:
         """As `metadata.ownerReferences` has it."""
-        return {"apiVersion": self.version, "kind": self.kind, "name": self.name, "uid": self.uid, "controller": True}
+        return {"apiVersion": self.version, "kind": self.kind, "name": self.name, "uid": self.uid}
 
 
 class Manifests:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator_svc.launchers.base import Component, Job, Worker, WorkerPool, WorkerSpec
@@ -101,8 +101,7 @@ class KubernetesPool(WorkerPool):
             for worker in ordered:
                 await (worker.stop() if isinstance(worker, KubernetesWorker) else worker.close())
             if self._owner is not None:
-                for left in await self._jobs():
-                    await self.api.delete(JOB, left["metadata"]["name"], left["metadata"]["uid"])
+                await _delete_owned(self.api, self.manifests.labels, self._owner.uid)
                 await self.api.delete(CONFIG_MAP, self._owner.name, self._owner.uid)
         except SurogateError as error:
             _log.error("a job's pods could not be deleted; the next sweep will", job=self.job.job_id, error=str(error))
@@ -124,8 +123,7 @@ class KubernetesPool(WorkerPool):
 
     def owns(self, item: Object) -> bool:
         """Whether an object belongs to this job: by its owner's uid, which a name alone does not prove."""
-        owners = item["metadata"].get("ownerReferences") or []
-        return any(owner["uid"] == self.owner.uid for owner in owners)
+        return _owned_by(item, self.owner.uid)
 
     async def _jobs(self) -> list[Object]:
         found, _ = await self.api.list(JOB, labels=names.selector(self.manifests.labels))
@@ -178,25 +176,30 @@ class KubernetesPool(WorkerPool):
 
 
 async def delete_anchor(api: Api, anchor: Object) -> None:
-    """Deletes an anchor and the Jobs that it owns, and waits until the Jobs are gone."""
-    uid = anchor["metadata"]["uid"]
-    labels = names.selector({names.JOB: anchor["metadata"]["labels"][names.JOB]})
+    """Deletes an anchor and what it owns, and waits until that is gone."""
+    uid, labels = anchor["metadata"]["uid"], {names.JOB: anchor["metadata"]["labels"][names.JOB]}
     await api.delete(CONFIG_MAP, anchor["metadata"]["name"], uid)
     try:
         async with asyncio.timeout(_GONE_SECONDS):
-            while True:
-                found, _ = await api.list(JOB, labels=labels)
-                mine = [job for job in found if _owned_by(job, uid)]
-                for job in mine:
-                    await api.delete(JOB, job["metadata"]["name"], job["metadata"]["uid"])
-                if not mine:
-                    return
+            while await _delete_owned(api, labels, uid):  # noqa: ASYNC110 - gone when the cluster says so
                 await asyncio.sleep(_GONE_POLL)
     except TimeoutError:
         raise FailedPreconditionError(
             f"the pods of an earlier job are still ending after {_GONE_SECONDS:g} s: try again later",
             reason="LEFTOVERS",
         ) from None
+
+
+async def _delete_owned(api: Api, labels: Mapping[str, str], uid: str) -> int:
+    """Deletes what an anchor owns, rather than wait for the cluster to collect it; returns how much there was."""
+    count = 0
+    for kind in (JOB, SERVICE, CONFIG_MAP):
+        found, _ = await api.list(kind, labels=names.selector(labels))
+        for item in found:
+            if _owned_by(item, uid):
+                await api.delete(kind, item["metadata"]["name"], item["metadata"]["uid"])
+                count += 1
+    return count
 
 
 def _owned_by(item: Object, uid: str) -> bool:

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator_svc.launchers.base import WorkerFailedError, WorkerSpec
 from orchestrator_svc.launchers.incarnations import RestartBudget, RestartedWorker, RestartPolicy
@@ -21,11 +21,16 @@ from surogate.errors import (
     NotFoundError,
     SurogateError,
     UnavailableError,
+    UnimplementedError,
 )
 from surogate.rpc import address
+from surogate.rpc.channel import ClientSecurity
 from surogate.telemetry.log import get_logger
+from surogate.v1 import reward_pb2, reward_pb2_grpc
 
 if TYPE_CHECKING:
+    import grpc.aio
+
     from orchestrator_svc.launchers.kubernetes.pool import KubernetesPool
 
 _log = get_logger("launcher")
@@ -36,13 +41,15 @@ _NO_POD_SECONDS = 3.0
 _LOG_LINES, _KEPT_LINES = 15, 2000
 _SAVE_SECONDS = 10.0
 _LOG_PAUSE = 0.5
+_ANSWER_SECONDS, _ANSWER_PAUSE = 5.0, 0.5
 
 
 class KubernetesWorker(RestartedWorker):
     """A worker through its Jobs. `launch` starts a task that keeps it alive until `stop`, or lets go at `release`."""
 
     def __init__(self, spec: WorkerSpec, pool: KubernetesPool, policy: RestartPolicy) -> None:
-        super().__init__(spec.component, spec.index, pool.security)
+        # A service of the author's own image gets no token of the operator's.
+        super().__init__(spec.component, spec.index, ClientSecurity() if spec.image else pool.security)
         self.spec = spec
         self._pool = pool
         self._budget = RestartBudget(policy)
@@ -90,6 +97,23 @@ class KubernetesWorker(RestartedWorker):
             if ended:
                 return
             await asyncio.sleep(_LOG_PAUSE)
+
+    async def _serving(self, channel: grpc.aio.Channel, timeout: float) -> None:
+        """A service of the author's own need not answer health checks: that it answers its own contract is enough."""
+        if not self.spec.image:
+            await super()._serving(channel, timeout)
+            return
+        stub: Any = reward_pb2_grpc.RewardServiceStub(channel)
+        async with asyncio.timeout(timeout):
+            while True:
+                try:
+                    await stub.ListEnvironments(reward_pb2.ListEnvironmentsRequest(), timeout=_ANSWER_SECONDS)
+                    return
+                except UnimplementedError:
+                    return  # a service that only scores
+                except SurogateError as error:
+                    _log.info("not ready yet", worker=self.name, why=str(error))
+                await asyncio.sleep(_ANSWER_PAUSE)
 
     async def _keep(self) -> None:
         try:
