@@ -71,6 +71,7 @@ async def _serve(settings: ServiceSettings, lifespan: Lifespan) -> int:
     logger = get_logger("service")
     stopping = _stop_on_signals()
     async with (
+        _traces(settings),
         _metrics(settings) as metrics_address,
         _stopped(RpcServer(settings)) as server,
         lifespan(server, settings),
@@ -120,6 +121,18 @@ def _stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     return stopping
+
+
+@asynccontextmanager
+async def _traces(settings: ServiceSettings) -> AsyncIterator[None]:
+    """Sends traces where the environment says so."""
+    from surogate.telemetry import tracing
+
+    tracing.configure(str(settings.model_config.get("env_prefix", "")).removeprefix("SUROGATE_").strip("_").lower())
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(tracing.shutdown)
 
 
 @asynccontextmanager

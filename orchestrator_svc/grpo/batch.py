@@ -19,6 +19,7 @@ from orchestrator_svc.grpo.ruler import Ruler
 from orchestrator_svc.grpo.scoring import Environment, Scorer
 from orchestrator_svc.grpo.tasks import stop
 from surogate.errors import FailedPreconditionError, SurogateError
+from surogate.telemetry.tracing import span
 
 _BROKEN = (Cause.REWARD, Cause.GENERATION, Cause.ENVIRONMENT, Cause.JUDGE)
 _SCORED = (Cause.ZERO_SIGNAL, Cause.SURPLUS)
@@ -135,7 +136,7 @@ class Collector:
         """Gives the group its rewards, those of the judge too; or says why it has none."""
         try:
             group.scored_by = environment.endpoint.name
-            with batch.scoring.running():
+            with batch.scoring.running(), span("score", group=group.draw.group_id):
                 group.rollouts, problem = await self._score(environment, group.draw, group.rollouts)
                 if len(group.rollouts) < self._plan.min_group:
                     return Dropped(group.draw, Cause.REWARD, problem)
@@ -152,7 +153,7 @@ class Collector:
     async def _play(self, batch: Batch, draw: Draw) -> Played | Dropped:
         """The rollouts of a prompt: as many as a group needs, at least."""
         try:
-            with batch.generating.running():
+            with batch.generating.running(), span("generate", group=draw.group_id):
                 played = await self._player.play(self._wanted(batch, draw))
         except FATAL:
             raise

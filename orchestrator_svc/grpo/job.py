@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.ahead import Ahead
-from orchestrator_svc.grpo.batch import Collector
+from orchestrator_svc.grpo.batch import Batch, Collector
 from orchestrator_svc.grpo.canary import Canary
 from orchestrator_svc.grpo.episodes import Player
 from orchestrator_svc.grpo.evaluate import Evaluator
@@ -38,6 +38,7 @@ from orchestrator_svc.grpo.ruler import Ruler
 from orchestrator_svc.grpo.scoring import Scorer
 from orchestrator_svc.grpo.settings import Settings
 from orchestrator_svc.grpo.setup import read_settings
+from orchestrator_svc.grpo.step_traces import StepTraces
 from orchestrator_svc.grpo.tasks import unless
 from orchestrator_svc.grpo.tokenizer import ChatTokenizer
 from orchestrator_svc.grpo.trainer import Trainer
@@ -126,7 +127,13 @@ async def _put_together(
     last = await ledger.last_step()
     player = Player(plan, generator, scorer, tokenizer)
     collect = Collector(plan, drawer, player, scorer, ruler).collect
-    ahead = Ahead(collect, first=max(trainer.step, last.step if last else 0) + 1, last=plan.max_steps)
+    traces = StepTraces(ctx.job_id)
+
+    async def traced(step: int) -> Batch:
+        with traces.of(step):
+            return await collect(step)
+
+    ahead = Ahead(traced, first=max(trainer.step, last.step if last else 0) + 1, last=plan.max_steps)
     stack.push_async_callback(ahead.close)
     return GrpoLoop(
         ctx,
@@ -141,6 +148,7 @@ async def _put_together(
         held_out=held_out,
         reporter=reporter,
         canary=Canary(ctx, trainer, replicas),
+        traces=traces,
         origin_step=int(ctx.state["start_step"]),
     )
 

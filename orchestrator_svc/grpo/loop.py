@@ -20,10 +20,12 @@ from orchestrator_svc.grpo.replicas import Replicas
 from orchestrator_svc.grpo.report import Reporter
 from orchestrator_svc.grpo.samples import training_samples
 from orchestrator_svc.grpo.scoring import Scorer
+from orchestrator_svc.grpo.step_traces import StepTraces
 from orchestrator_svc.grpo.tasks import unless
 from orchestrator_svc.grpo.trainer import Trainer
 from surogate.errors import CancelledError
 from surogate.telemetry import metrics as names
+from surogate.telemetry.tracing import span
 from surogate.v1 import trainer_pb2
 
 
@@ -48,6 +50,7 @@ class GrpoLoop:
         held_out: Sequence[HeldOut],
         reporter: Reporter,
         canary: Canary,
+        traces: StepTraces,
         origin_step: int,
     ) -> None:
         self._ctx = ctx
@@ -62,6 +65,7 @@ class GrpoLoop:
         self._held_out = held_out
         self._reporter = reporter
         self._canary = canary
+        self._traces = traces
         self._origin_step = origin_step
 
     async def run(self) -> None:
@@ -92,14 +96,23 @@ class GrpoLoop:
         await self._reporter.plot()
 
     async def _step(self, step: int) -> None:
-        """One optimiser step, and its weights on the replicas."""
+        """One optimiser step, and its weights on the replicas, as one trace."""
+        try:
+            with self._traces.of(step):
+                await self._traced_step(step)
+        finally:
+            self._traces.end(step)
+
+    async def _traced_step(self, step: int) -> None:
         started = time.perf_counter()
         samples, said = await self._samples(step)
         trained_from = time.perf_counter()
-        said |= await self._trainer.train(step, samples)
+        with span("train", step=step, samples=len(samples)):
+            said |= await self._trainer.train(step, samples)
         await self._ledger.mark_trained(step, said)
         pushed_from = time.perf_counter()
-        pushed = await self._replicas.push()
+        with span("push", version=step):
+            pushed = await self._replicas.push()
         self._ahead.open(step + 1 + self._plan.run_ahead)
         now = time.perf_counter()
         said |= await self._canary.check(step, samples)

@@ -15,6 +15,7 @@ from surogate.rpc.context import to_metadata
 from surogate.rpc.deadlines import Deadlines, deadline_of
 from surogate.rpc.security import ClientSecurity, authorization
 from surogate.rpc.status import from_rpc_error
+from surogate.telemetry import tracing
 from surogate.telemetry.log import get_logger
 
 __all__ = ["ClientSecurity", "open_blocking_channel", "open_channel"]
@@ -127,7 +128,7 @@ class _CallDefaults:
         return deadline_of(method, self._deadlines, self._default_deadline)
 
     def metadata(self, given: Any) -> tuple[tuple[str, str | bytes], ...]:
-        return (*(given or ()), *authorization(self._token()), *to_metadata())
+        return (*(given or ()), *authorization(self._token()), *to_metadata(), *tracing.to_metadata())
 
 
 class _Channel(grpc.aio.Channel):

@@ -16,7 +16,7 @@ from surogate.rpc.auth import TokenSource, check_token
 from surogate.rpc.context import bound_from_metadata
 from surogate.rpc.deadlines import Deadlines, deadline_of
 from surogate.rpc.status import code_of, to_status, trailing_metadata
-from surogate.telemetry import metrics
+from surogate.telemetry import metrics, tracing
 from surogate.telemetry.log import get_logger
 
 ServerContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -76,7 +76,7 @@ class CallGuard:
                 yield
             return
         check_token(metadata.get("authorization"), self._tokens.tokens())
-        with bound_from_metadata(metadata):
+        with bound_from_metadata(metadata), tracing.server_span(method, metadata):
             async with self._slot(), self._deadline(method, context):
                 yield
 

@@ -29,6 +29,7 @@ from surogate.errors import (
     SurogateError,
 )
 from surogate.telemetry.log import get_logger
+from surogate.telemetry.tracing import span
 from surogate.v1 import weights_pb2
 from surogate.weights import metrics
 from surogate.weights.manifest import check_manifest, fingerprint
@@ -279,7 +280,8 @@ class Staging:
         start = time.perf_counter()
         file = self._open_file(update)
         try:
-            update.pause = await swap(StagedUpdate(update.update_id, update.manifest, file.path))
+            with span("commit", version=update.manifest.version):
+                update.pause = await swap(StagedUpdate(update.update_id, update.manifest, file.path))
         except Exception as error:
             update.state, self._failed = State.STATE_FAILED, True
             _log.error("commit of weights failed", version=update.manifest.version, exc_info=error)

@@ -20,6 +20,7 @@ from surogate.errors import DataLossError, InternalError, SurogateError, Unavail
 from surogate.rpc.channel import ClientSecurity, open_blocking_channel
 from surogate.rpc.security import authorization
 from surogate.rpc.status import from_rpc_error
+from surogate.telemetry import tracing
 from surogate.v1 import weights_pb2, weights_pb2_grpc
 from surogate.weights.memory import SHM
 from surogate.weights.ranges import Range, RangeSet
@@ -85,9 +86,12 @@ class ChunkUpload:
             raise next((f for f in failures if not isinstance(f, UnavailableError)), failures[0])
 
     async def _stream(self, update_id: str, ranges: Sequence[Range]) -> None:
+        metadata = (*authorization(self._token()), *tracing.to_metadata())
         with open_blocking_channel(self._target, self._security) as channel:  # leaving it cancels the call
             call = weights_pb2_grpc.WeightUpdateServiceStub(channel).UploadWeights.future(
-                _chunks(self._image, update_id, ranges), timeout=self._timeout, metadata=authorization(self._token())
+                _chunks(self._image, update_id, ranges),
+                timeout=self._timeout,
+                metadata=metadata,
             )
             await _done(call)
 
