@@ -16,13 +16,15 @@ from pathlib import Path
 from tests.bench.page import conditions, update
 from tests.bench.table import Options, Table
 
-NAMES = ("orchestrator", "push", "weights", "generate", "grpo", "grpo_large")
+NAMES = ("orchestrator", "push", "weights", "generate", "grpo", "grpo_large", "trainer", "trainer_gpu")
+FOR_A_CARD = ("trainer_gpu",)
+"""Run when they are named: without a CUDA device they are of no use but with --quick."""
 PAGE = Path("docs/performance.md")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)}; all of them by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and one round; docs/performance.md stays")
     parser.add_argument("--rounds", type=int, help="rounds of each figure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the tables there, as one object")
@@ -33,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
     said = conditions(shlex.join(["python", "-m", "tests.bench", *(sys.argv[1:] if argv is None else argv)]))
     tables: dict[str, Table] = {}
-    for name in arguments.names or NAMES:
+    for name in arguments.names or [name for name in NAMES if name not in FOR_A_CARD]:
         module = importlib.import_module(f"tests.bench.bench_{name}")
         tables[name] = asyncio.run(module.run(Options.of(arguments)))
         print("\n".join([f"\n{name}: {said}", *tables[name].lines()]), flush=True)

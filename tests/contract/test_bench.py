@@ -26,6 +26,16 @@ def test_the_push_bench_runs_both_transports(tmp_path: Path) -> None:
     assert all(row["ratio to TCP"] > 0 for row in rows)
 
 
+@pytest.mark.slow  # two processes load torch
+@pytest.mark.timeout(300)
+def test_the_bench_for_a_card_runs_on_a_cpu_too(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["trainer_gpu", "--quick", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["trainer_gpu"]
+    assert [row["training"] for row in rows] == ["LoRA", "GRPO, LoRA"]
+    assert all(row["tokens/s"] > 0 for row in rows)
+
+
 @pytest.mark.slow  # engines are loaded
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["weights", "generate", "grpo"])

@@ -75,3 +75,17 @@ def test_texts_are_tokenized_in_batches_of_a_bounded_size() -> None:
     texts = [Rendered("x" * 300_000, None), Rendered("y" * 300_000, None), *[Rendered("z", None)] * 1500]
     sizes = [len(batch) for batch in batched(texts)]
     assert sizes == [2, 1000, 500]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_documents_of_nearly_one_length_are_padded_each(side: str) -> None:
+    batch = collate([document(n) for n in (257, 256, 250)], block=128, padding_side=side)  # type: ignore[arg-type]
+    assert batch.input_ids.shape == (1, 3 * 256)
+    assert batch.documents.even
+    assert batch.predict.tolist() == [*range(256), *range(256, 511), *range(512, 761)]
+
+
+def test_other_documents_share_the_padding_of_their_row() -> None:
+    batch = collate([document(n) for n in (100, 20, 5)], block=128)
+    assert batch.input_ids.shape == (1, 128)
+    assert not batch.documents.even

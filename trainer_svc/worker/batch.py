@@ -5,6 +5,7 @@ Legend: T tokens of the row, M trained tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainer_svc.worker.attention import Documents
+from trainer_svc.worker.attention import Documents, on_device
 
 Tokens = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -55,12 +56,12 @@ class PackedBatch:
         if device.type == "cpu":
             return self
         return PackedBatch(
-            self.input_ids.to(device),
-            self.position_ids.to(device),
+            on_device(self.input_ids, device),
+            on_device(self.position_ids, device),
             self.documents.to(device),
-            self.predict.to(device),
-            self.targets.to(device),
-            self.owner.to(device),
+            on_device(self.predict, device),
+            on_device(self.targets, device),
+            on_device(self.owner, device),
         )
 
 
@@ -71,21 +72,28 @@ def collate(
     pad_id: int = 0,
     padding_side: Literal["left", "right"] = "right",
     keep_apart: bool = True,
+    block: int = 1,
 ) -> PackedBatch:
     """Lays documents end to end, each one cut before its last learned token: what follows is never looked at.
 
     Documents that learn nothing are left out of the row (`owner` still counts them). The row is padded to a multiple by
     a document of its own, at its end or, with `padding_side` left, at its beginning. With `keep_apart` false the row is
     one long document: later ones see earlier ones. Raises ValueError when nothing is learned at all.
+
+    `block`: the row is padded to a multiple of this as well; where all documents come to the same number of blocks for
+    few tokens more, each is padded at its own end instead, which changes nothing for it: they are of one length then.
     """
     ids, positions, predict, targets, owner, lengths = [], [], [], [], [], []
     start = 0
+    filled = _even_length([int(document.trained[-1]) for document in documents if len(document.trained)], block)
+    pad_to_multiple_of = math.lcm(pad_to_multiple_of, block)
     for index, document in enumerate(documents):
         trained = document.trained
         if len(trained) == 0:
             continue
-        length = int(trained[-1])
-        ids.append(document.token_ids[:length])
+        length = filled if filled and keep_apart else int(trained[-1])
+        ids.append(document.token_ids[: trained[-1]])
+        ids.append(np.full(length - int(trained[-1]), pad_id))
         positions.append(np.arange(length))
         predict.append(trained - 1 + start)
         targets.append(document.token_ids[trained])
@@ -97,10 +105,9 @@ def collate(
     padding = -start % pad_to_multiple_of
     if padding:
         first = padding_side == "left" and keep_apart  # in a row that is one document, nothing may see the padding
-        place = 0 if first else len(lengths)
-        ids.insert(place, np.full(padding, pad_id))
-        positions.insert(place, np.arange(padding))
-        lengths.insert(place, padding)
+        ids.insert(0 if first else len(ids), np.full(padding, pad_id))
+        positions.insert(0 if first else len(positions), np.arange(padding))
+        lengths.insert(0 if first else len(lengths), padding)
         predict = [part + padding for part in predict] if first else predict
     row_ids, row_positions = _tensor(ids).unsqueeze(0), _tensor(positions).unsqueeze(0)
     if not keep_apart:
@@ -108,6 +115,18 @@ def collate(
     return PackedBatch(
         row_ids, row_positions, Documents.of(lengths), _tensor(predict), _tensor(targets), _tensor(owner)
     )
+
+
+MOST_PADDING = 0.05
+"""Padding of documents to one length may take this part of them."""
+
+
+def _even_length(lengths: Sequence[int], block: int) -> int:
+    """The one number of tokens, a multiple of `block`, that documents are padded to; 0 when there is none for them."""
+    if block == 1 or not lengths:
+        return 0
+    even = -(-max(lengths) // block) * block
+    return even if even * len(lengths) - sum(lengths) <= MOST_PADDING * sum(lengths) else 0
 
 
 def _tensor(parts: Sequence[Tokens]) -> torch.Tensor:

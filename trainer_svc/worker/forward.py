@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from trainer_svc.worker.batch import PackedBatch
 from trainer_svc.worker.head import Head, find_head
-from trainer_svc.worker.logprobs import logprobs_of, summed_logprob, token_logprobs
+from trainer_svc.worker.logprobs import is_matrix, logprobs_of, summed_logprob, token_logprobs
 from trainer_svc.worker.precision import Precision
 
 
@@ -46,6 +46,12 @@ class PackedForward(torch.nn.Module):
             return token_logprobs(
                 hidden, head, batch.targets, temperature, vocab_size=vocab, chunks=chunks, with_entropy=with_entropy
             )
+
+    @property
+    def knows_head(self) -> bool:
+        """Whether the model's logits are no more than a product with a matrix that is there as such."""
+        head = self.model.get_output_embeddings()
+        return self._shape is not None and is_matrix(self._shape(head))
 
     @property
     def _device(self) -> torch.device:

@@ -130,6 +130,7 @@ def _backward(
         pad_to_multiple_of=train.pad_to_multiple_of,
         padding_side=train.padding_side,
         keep_apart=train.doc_masking,
+        block=session.policy.block,
     )
     columns = _columns(samples, batch.owner.numpy(), session.policy.device)
     logprobs, entropy = session.policy.logprobs(batch, columns.temperature, with_entropy=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from trainer_svc.worker.compiler import can_compile
+
 
 def statistics(
     logits: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor | None, with_entropy: bool
@@ -20,7 +22,7 @@ def statistics(
     All [m], in float32 at the least, of logits divided by `temperature[m]`.
     """
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    if logits.is_cuda:
+    if _compiles(logits):
         found = _compiled(_statistics)(logits, targets, temperature, with_entropy)
     else:
         found = _statistics(logits, targets, temperature, with_entropy)
@@ -35,10 +37,23 @@ def coefficients_to_gradient(
     coefficients: torch.Tensor,
 ) -> torch.Tensor:
     """Gradient [m, V] of Σ coefficients·logprobs with respect to the logits, in their format. Uses the logits up."""
-    if logits.is_cuda:
+    if _compiles(logits):
         gradient: torch.Tensor = _compiled(_gradient)(logits, targets, temperature, lse, coefficients)
         return gradient
     return _gradient_in_place(logits, targets, temperature, lse, coefficients)
+
+
+def logprobs_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits [m, V] → logprob of each target [m] and the gradient [m, V] of their sum. Uses the logits up.
+
+    On CUDA a negative target stands for no token: its logprob is 0 and has no gradient.
+    """
+    if _compiles(logits):
+        from trainer_svc.worker.head_kernel import logprobs_and_gradient_  # Triton, which a CPU may be without
+
+        return logprobs_and_gradient_(logits, targets)
+    logprobs, lse, _ = _statistics(logits, targets, None, False)
+    return logprobs, _gradient_in_place(logits, targets, None, lse, torch.ones_like(logprobs))
 
 
 def _statistics(
@@ -92,6 +107,10 @@ def _warmed(logits: torch.Tensor, temperature: torch.Tensor | None) -> torch.Ten
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _compiles(logits: torch.Tensor) -> bool:
+    return logits.is_cuda and can_compile()
 
 
 @cache

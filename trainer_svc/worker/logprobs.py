@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from trainer_svc.worker.head_math import coefficients_to_gradient, statistics
+from trainer_svc.worker.head_math import coefficients_to_gradient, logprobs_and_gradient, statistics
 
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Logits held at a time, by kind of device: 16 MiB of float32 stay near the cores of a CPU, and 1 GiB keeps a GPU's
@@ -78,8 +78,12 @@ def is_matrix(head: Head) -> TypeGuard[torch.nn.Linear]:
 
 def chunk_size(hidden: torch.Tensor, vocab_size: int, chunks: int) -> int:
     """Positions worked off at a time."""
-    limit = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"])
-    return max(1, min(limit // vocab_size, -(-hidden.shape[0] // chunks)))
+    limit = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"]) // vocab_size
+    size = max(1, min(limit, -(-hidden.shape[0] // chunks)))
+    if hidden.is_cuda:  # equal parts, and rows that suit matrix units
+        parts = -(-hidden.shape[0] // size)
+        size = -(-hidden.shape[0] // parts // 64) * 64 or size
+    return size
 
 
 def logprobs_of(
@@ -142,11 +146,9 @@ class _SummedLogprob(torch.autograd.Function):
         gradient = _Gradient(hidden, weight, ctx.needs_input_grad)
         sums = []
         for part in _slices(len(targets), size):
-            logits = hidden[part] @ weight.T
-            logprobs, lse, _ = statistics(logits, targets[part], None, False)
+            logprobs, logits_gradient = logprobs_and_gradient(hidden[part] @ weight.T, targets[part])
             sums.append(logprobs.sum())
-            ones = torch.ones_like(logprobs)
-            gradient.add(part, coefficients_to_gradient(logits, targets[part], None, lse, ones))
+            gradient.add(part, logits_gradient)
         ctx.save_for_backward(gradient.hidden, gradient.weight)
         return torch.stack(sums).sum()
 

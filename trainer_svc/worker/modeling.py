@@ -60,7 +60,8 @@ def load_model(
     try:
         if train.from_scratch and source is None:
             torch.manual_seed(train.train_seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype)
+            with device(train):
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype)
         else:
             quantization = quantization_of(train, config, dtype) if quantize else None
             model = _read_weights(path, config, dtype, quantization, device(train))

@@ -13,9 +13,13 @@ from transformers import PreTrainedModel
 from surogate.errors import FailedPreconditionError
 from trainer_svc.worker.batch import PackedBatch
 from trainer_svc.worker.forward import PackedForward
+from trainer_svc.worker.graphs import MicroBatchGraphs
 from trainer_svc.worker.modeling import vocab_size
 from trainer_svc.worker.precision import Precision
 from trainer_svc.worker.spread import last_of_step, spread
+
+BLOCK = 128
+"""On CUDA rows are as long as a multiple of this: products are fast, and few different lengths occur."""
 
 
 class Policy:
@@ -34,11 +38,18 @@ class Policy:
         self.forward = PackedForward(model, precision, self.vocab_size, chunks)
         """What is called for every batch."""
         self._training: torch.nn.Module = self.forward
+        self.compiled = False
+        """Whether the layers are compiled for CUDA; see cuda.py."""
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return torch.device(self.model.device)
+
+    @property
+    def block(self) -> int:
+        """What packed rows are laid out in: see `collate`."""
+        return BLOCK if self.device.type == "cuda" else 1
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Weights that are trained, by their name in the model, in its order; shared ones once."""
@@ -48,13 +59,20 @@ class Policy:
         """Has all ranks train the model together from here on; see spread.py."""
         self._training = spread(self.forward, zero_level)
 
+    def graphs(self) -> MicroBatchGraphs | None:
+        """Supervised passes as CUDA graphs; None where they cannot be recorded."""
+        if not self.compiled or not self.forward.knows_head:
+            return None
+        return MicroBatchGraphs(self.forward, self.trainable().values())
+
     def last_of_step(self, last: bool) -> AbstractContextManager[Any]:
         """The context of a micro-batch's forward and backward passes; `last`: it is this rank's last of the step."""
         return last_of_step(self._training, last)
 
     def train(self, mode: bool) -> None:
         """Switches dropout on or off."""
-        self.model.train(mode)
+        if self.model.training != mode:
+            self.model.train(mode)
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

@@ -32,7 +32,8 @@ def use_recompute(model: PreTrainedModel, train: TrainConfig) -> None:
     """
     if train.recompute is False:
         return
-    options: dict[str, Any] = {"use_reentrant": False}
+    random = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": random}
     if train.recompute == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     try:

@@ -16,6 +16,7 @@ from surogate.config.train import TrainConfig
 from surogate.urls import is_url
 from trainer_svc.worker import lora
 from trainer_svc.worker.base import hand_over_base, save_base
+from trainer_svc.worker.cuda import compile_layers
 from trainer_svc.worker.lora_targets import adapts_experts
 from trainer_svc.worker.modeling import config_error, load_model, quantization_of
 from trainer_svc.worker.optimizer import Optimizer
@@ -124,6 +125,8 @@ def load_session(
         policy = Policy(model, precision, None, chunks=train.lmhead_chunks)
     use_recompute(policy.model, train)
     policy.train(True)
+    if ranks.world_size == 1:
+        policy.compiled = compile_layers(policy.model, train, policy.precision)
     reference = _load_reference(train) if kind == "grpo" and _needs_reference(train) and not train.lora else None
     if ranks.world_size > 1:
         policy.spread(train.zero_level)

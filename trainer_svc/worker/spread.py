@@ -25,7 +25,7 @@ def spread(forward: PackedForward, zero_level: int) -> nn.Module:
     if zero_level == 1:
         return DistributedDataParallel(forward, gradient_as_bucket_view=True, broadcast_buffers=False)
     keep = zero_level == 2
-    for layer in _layers(forward.model):
+    for layer in decoder_layers(forward.model):
         fully_shard(layer, reshard_after_forward=not keep)
     fully_shard(forward, reshard_after_forward=False)
     return forward
@@ -58,7 +58,7 @@ def whole_state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: found.setdefault(id(value), whole(value.detach())) for name, value in state.items()}
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The decoder layers: the items of the longest list of equal modules."""
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=len, default=[])

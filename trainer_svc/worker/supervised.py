@@ -47,6 +47,7 @@ class SupervisedRun:
         epochs = self._num_epochs() if train.epoch_adjustment else train.num_epochs
         self.total_steps: int = train.max_steps if train.max_steps > 0 else epochs * self._plan.steps_per_epoch
         threads = num_threads(train.dataloader_num_workers, session.policy.device)
+        self._graphs = session.policy.graphs() if session.ranks.world_size == 1 else None
         self._batches = ReadAhead(self._read, end=self.total_steps, threads=threads)
 
     def run(self) -> bool:
@@ -110,7 +111,15 @@ class SupervisedRun:
         for turn in range(rounds):
             counts = turn < len(own)
             documents = own[turn] if counts else batches[0]
-            batch = collate(documents, pad_to_multiple_of=train.pad_to_multiple_of, padding_side=train.padding_side)
+            batch = collate(
+                documents,
+                pad_to_multiple_of=train.pad_to_multiple_of,
+                padding_side=train.padding_side,
+                block=session.policy.block,
+            )
+            if self._graphs is not None:
+                losses.append(self._graphs.backward(batch, learned))
+                continue
             with session.policy.last_of_step(turn == rounds - 1):
                 loss = -session.policy.summed_logprob(batch) / learned * float(counts)
                 shared = loss * ranks.world_size  # gradients are averaged over ranks
