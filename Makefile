@@ -141,6 +141,10 @@ e2e-cluster: setup ## Deploy the overlay cpu-kind to the cluster of KUBECONFIG, 
 checkov: setup ## Install checkov for the slow tests of manifests, in an environment of its own: its pins are not ours
 	@test -x $(VENV)/checkov/bin/checkov || { $(PYTHON) -m venv $(VENV)/checkov && $(VENV)/checkov/bin/pip install --quiet checkov==3.3.30; }
 
+.PHONY: bench-trainer
+bench-trainer: setup ## Supervised training against TRL on this machine's CPU
+	$(BIN)/python -m tests.bench trainer
+
 .PHONY: clean
 clean: ## Remove what was built and cached (not .venv)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache surogate/v1 surogate/internal

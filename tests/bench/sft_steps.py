@@ -36,7 +36,7 @@ class Clock:
         return {
             "first": self._ends[0] - self._started,
             "seconds": [end - begin for begin, end in pairwise(self._ends)],
-            "tokens": self.tokens[1:],
+            "tokens": self.tokens[1 : len(self._ends)],  # a batch of TRL's is read ahead
             "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 
@@ -74,7 +74,7 @@ def ours(folder: Path, clock: Clock, *, sequence: int, rows: int, steps: int, lo
         "sequence_len": sequence,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": 1,
-        "max_steps": steps + 1,
+        "max_steps": steps + 2,
         "torch_dtype": dtype,
         "optimizer": "adamw",
         "learning_rate": LEARNING_RATE,

@@ -45,7 +45,7 @@ class Sizes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         self.shapes |= {tuple(leaf.shape) for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)}
-        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.mm.out, torch.ops.aten.addmm.default):
             self.products.append(tuple(found.shape))
         return found
 

@@ -60,7 +60,7 @@ class _OneAdapter(LoraLinear):  # type: ignore[misc]
 
 
 def _suits_kernels(model: PreTrainedModel) -> bool:
-    """Whether attention is plain enough for CUDA's kernels; and there are no experts, whose work depends on the data."""
+    """Whether attention is plain enough for CUDA's kernels. Experts are left out: their work depends on the data."""
     config = model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     others = ("attn_logit_softcapping", "attention_dropout", "num_experts_per_tok")

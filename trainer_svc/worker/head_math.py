@@ -5,13 +5,16 @@ Legend: m positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 import torch
 
 from trainer_svc.worker.compiler import can_compile
+
+BLOCK_ELEMENTS = 1 << 18
+"""Logits that a CPU works off at a time: 1 MiB of float32."""
 
 
 def statistics(
@@ -24,8 +27,14 @@ def statistics(
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     if _compiles(logits):
         found = _compiled(_statistics)(logits, targets, temperature, with_entropy)
-    else:
+    elif logits.is_cuda:
         found = _statistics(logits, targets, temperature, with_entropy)
+    else:
+        parts = [
+            _statistics(logits[rows], targets[rows], None if temperature is None else temperature[rows], with_entropy)
+            for rows in _blocks(logits)
+        ]
+        found = (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts]))
     return found
 
 
@@ -52,8 +61,23 @@ def logprobs_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[
         from trainer_svc.worker.head_kernel import logprobs_and_gradient_  # Triton, which a CPU may be without
 
         return logprobs_and_gradient_(logits, targets)
-    logprobs, lse, _ = _statistics(logits, targets, None, False)
-    return logprobs, _gradient_in_place(logits, targets, None, lse, torch.ones_like(logprobs))
+    logprobs = []
+    for rows in _blocks(logits):
+        part, at_target = _wide(logits[rows]), targets[rows, None]
+        chosen, largest = part.gather(1, at_target), part.amax(1, keepdim=True)
+        total = part.sub_(largest).exp_().sum(1, keepdim=True)
+        logprobs.append((chosen - largest - total.log()).squeeze(1))
+        part.div_(total.neg_())
+        part.scatter_(1, at_target, part.gather(1, at_target) + 1)
+        if part.dtype != logits.dtype:
+            logits[rows] = part
+    return torch.cat(logprobs), logits
+
+
+def _blocks(logits: torch.Tensor) -> Iterator[slice]:
+    """Rows that are worked off together: few enough that one pass finds in the cache what the one before left."""
+    count = max(1, BLOCK_ELEMENTS // logits.shape[1])
+    return (slice(start, start + count) for start in range(0, len(logits), count))
 
 
 def _statistics(

@@ -115,8 +115,9 @@ class _TokenLogprobs(torch.autograd.Function):
         size: int,
         with_entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits_of = _Logits(hidden, weight, size)
         found = [
-            statistics(hidden[part] @ weight.T, targets[part], _part(temperature, part), with_entropy)
+            statistics(logits_of(part), targets[part], _part(temperature, part), with_entropy)
             for part in _slices(len(targets), size)
         ]
         logprobs, lse, entropy = (torch.cat([item[place] for item in found]) for place in range(3))
@@ -128,13 +129,10 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, targets, temperature, lse = ctx.saved_tensors
-        gradient = _Gradient(hidden, weight, ctx.needs_input_grad)
+        gradient, logits_of = _Gradient(hidden, weight, ctx.needs_input_grad), _Logits(hidden, weight, ctx.size)
         for part in _slices(len(targets), ctx.size):
-            logits = hidden[part] @ weight.T
-            gradient.add(
-                part,
-                coefficients_to_gradient(logits, targets[part], _part(temperature, part), lse[part], grads[0][part]),
-            )
+            logits, warm = logits_of(part), _part(temperature, part)
+            gradient.add(part, coefficients_to_gradient(logits, targets[part], warm, lse[part], grads[0][part]))
         return gradient.hidden, gradient.weight, None, None, None, None
 
 
@@ -143,10 +141,10 @@ class _SummedLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, size: int) -> torch.Tensor:
-        gradient = _Gradient(hidden, weight, ctx.needs_input_grad)
+        gradient, logits_of = _Gradient(hidden, weight, ctx.needs_input_grad), _Logits(hidden, weight, size)
         sums = []
         for part in _slices(len(targets), size):
-            logprobs, logits_gradient = logprobs_and_gradient(hidden[part] @ weight.T, targets[part])
+            logprobs, logits_gradient = logprobs_and_gradient(logits_of(part), targets[part])
             sums.append(logprobs.sum())
             gradient.add(part, logits_gradient)
         ctx.save_for_backward(gradient.hidden, gradient.weight)
@@ -161,6 +159,19 @@ class _SummedLogprob(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _Logits:
+    """Chunks of logits, all in the same memory: what the one before held is gone with the next."""
+
+    def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, size: int) -> None:
+        self._states, self._matrix = hidden.detach(), weight.detach().T
+        self._memory = hidden.new_empty(min(size, len(hidden)), weight.shape[0])
+
+    def __call__(self, part: slice) -> torch.Tensor:
+        """Logits [m, V] of positions `part`."""
+        states = self._states[part]
+        return torch.mm(states, self._matrix, out=self._memory[: len(states)])
 
 
 class _Gradient:
