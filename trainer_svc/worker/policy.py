@@ -61,9 +61,10 @@ class Policy:
 
     def graphs(self) -> MicroBatchGraphs | None:
         """Supervised passes as CUDA graphs; None where they cannot be recorded."""
-        if not self.compiled or not self.forward.knows_head:
-            return None
-        return MicroBatchGraphs(self.forward, self.trainable().values())
+        weights = self.trainable().values()
+        own_format = all(getattr(weight, "grad_dtype", None) in (None, weight.dtype) for weight in weights)
+        possible = self.compiled and self.forward.knows_head and own_format
+        return MicroBatchGraphs(self.forward, weights) if possible else None
 
     def last_of_step(self, last: bool) -> AbstractContextManager[Any]:
         """The context of a micro-batch's forward and backward passes; `last`: it is this rank's last of the step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
@@ -15,6 +16,7 @@ from trainer_svc.worker.batch import Document, collate
 from trainer_svc.worker.checkpoint import has
 from trainer_svc.worker.data.prepare import SessionData
 from trainer_svc.worker.data.store import EncodedData
+from trainer_svc.worker.graphs import MicroBatchGraphs
 from trainer_svc.worker.health import finish_step
 from trainer_svc.worker.packing import pack
 from trainer_svc.worker.plan import StepPlan, join_rows
@@ -47,8 +49,12 @@ class SupervisedRun:
         epochs = self._num_epochs() if train.epoch_adjustment else train.num_epochs
         self.total_steps: int = train.max_steps if train.max_steps > 0 else epochs * self._plan.steps_per_epoch
         threads = num_threads(train.dataloader_num_workers, session.policy.device)
-        self._graphs = session.policy.graphs() if session.ranks.world_size == 1 else None
         self._batches = ReadAhead(self._read, end=self.total_steps, threads=threads)
+
+    @cached_property
+    def _graphs(self) -> MicroBatchGraphs | None:
+        """Made with the first step: what gradients look like is settled with the optimiser."""
+        return self._session.policy.graphs() if self._session.ranks.world_size == 1 else None
 
     def run(self) -> bool:
         """Trains to the end and writes the final model; returns whether it was stopped on the way instead."""
