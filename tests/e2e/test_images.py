@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.test_wheel import checkout
 from tests.helpers import containers
 from tests.helpers.containers import VERSION, Engine
+from tests.helpers.manifests.shipped import NO_KUBECTL, cluster
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,6 +88,32 @@ def test_an_image_says_what_it_is_and_carries_no_torch(engine: Engine, target: s
     packages = set(engine.podman(*run).split())
     assert "orchestrator_svc" in packages
     assert not packages & {"torch", "vllm", "transformers", "pip", "grpc_tools"}
+
+
+@pytest.mark.skipif(bool(NO_KUBECTL), reason=NO_KUBECTL or "kubectl is there")
+def test_podman_plays_the_rendered_deployment(engine: Engine, tmp_path: Path) -> None:
+    """Environment, user, mounts and locks as the manifests give them, and the services that the probes ask for."""
+    shown = cluster("overlays/cpu-kind")
+    deployment, config = shown.find("Deployment", "surogate-reward"), shown.find("ConfigMap", "surogate-workers")
+    assert deployment is not None and config is not None
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    del container["ports"]  # podman would publish them, for which there is no network here
+    file = tmp_path / "reward.yaml"
+    file.write_text(yaml.safe_dump_all([config, deployment]))
+    engine.podman("kube", "play", "--network=none", str(file))
+    try:
+        name = "surogate-reward-pod-0-reward"
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            engine.wait_serving(name, container[probe]["grpc"]["service"], container[probe]["grpc"]["port"])
+        assert engine.podman("exec", name, "id", "--user") == "10001"
+        assert "Read-only file system" in engine.podman("exec", name, "touch", "/opt/x", check=False)
+        for path in (
+            "/tmp",
+            "/home/surogate",
+        ):  # /dev/shm is the cluster's to give to fsGroup, which podman does not know
+            engine.podman("exec", name, "touch", f"{path}/x")
+    finally:
+        engine.podman("kube", "down", str(file))
 
 
 def test_a_second_build_gives_the_same_layers(engine: Engine, source: Path) -> None:

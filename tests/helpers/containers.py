@@ -52,7 +52,7 @@ class Engine:
         folder.mkdir(parents=True, exist_ok=True)
         conf, storage = folder / "containers.conf", folder / "storage.conf"
         conf.write_text(
-            '[containers]\ndefault_ulimits = ["nofile=1024:4096", "nproc=4096:4096"]\n'
+            '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
             '[engine]\ncgroup_manager = "cgroupfs"\nruntime = "runc"\nevents_logger = "file"\n'
         )
         storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/storage"\nrunroot = "{folder}/run"\n')
