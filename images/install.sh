@@ -19,7 +19,11 @@ pip_install() { # INTERPRETER ARGUMENTS…
   /opt/pip/bin/python -m pip --python "$interpreter" install --quiet --no-compile --prefer-binary $offline "$@"
 }
 
-into_service() { pip_install /opt/surogate/bin/python -c "$here/constraints.txt" "$@"; }
+variant=cpu
+into_service() {
+  /opt/pip/bin/python "$here/requirements.py" "$here/pyproject.toml" --constraints "$variant" >/tmp/constraints.txt
+  pip_install /opt/surogate/bin/python -c /tmp/constraints.txt "$@"
+}
 
 requirements() { # EXTRAS
   /opt/pip/bin/python "$here/requirements.py" "$here/pyproject.toml" "$1" >/tmp/requirements.txt
@@ -47,10 +51,12 @@ case "$1" in
     requirements "$2"
     ;;
   trainer)
+    variant=$2
     [ "$2" = gpu ] || cpu_torch "$3"
     requirements trainer
     ;;
   inference)
+    variant=$2
     if [ "$2" = gpu ]; then
       requirements gpu
     else

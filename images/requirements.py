@@ -1,7 +1,7 @@
 """Prints what the package needs, a requirement a line, so that a layer of them outlives changes of the code.
 
 `requirements.py pyproject.toml EXTRA,EXTRA` prints the dependencies and those of the extras, `--build` in their place
-those of the build.
+those of the build, `--constraints cpu|gpu` the versions to install.
 """
 
 from __future__ import annotations
@@ -28,10 +28,31 @@ def of_extra(project: dict[str, Any], extra: str) -> Iterator[str]:
             yield from of_extra(project, name.strip())
 
 
-def main(path: str, wanted: str) -> None:
+def constraints(folder: Path, variant: str) -> list[str]:
+    """constraints.txt; for GPUs with what images/constraints-gpu.txt adds to it and has instead."""
+    pinned = [*_pinned(folder / "constraints.txt")]
+    if variant != "gpu":
+        return pinned
+    more = [*_pinned(Path(__file__).with_name("constraints-gpu.txt"))]
+    others = {_name(line) for line in more}
+    return [line for line in pinned if _name(line) not in others] + more
+
+
+def _pinned(file: Path) -> Iterator[str]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return (line for line in lines if line and not line.startswith("#"))
+
+
+def _name(line: str) -> str:
+    return re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower()
+
+
+def main(path: str, wanted: str, variant: str = "cpu") -> None:
     """Prints them to standard output."""
     document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    if wanted == "--build":
+    if wanted == "--constraints":
+        found = constraints(Path(path).parent, variant)
+    elif wanted == "--build":
         found = document["build-system"]["requires"]
     else:
         project = document["project"]
@@ -42,4 +63,4 @@ def main(path: str, wanted: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

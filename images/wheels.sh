@@ -12,7 +12,9 @@ variant=${VARIANT:-cpu}
 value() { sed -n "s/^$1=\([0-9.]*\)$/\1/p" images/install.sh; } # a version that install.sh pins
 
 requirements=$(mktemp)
-trap 'rm -f "$requirements"' EXIT
+constraints=$(mktemp)
+trap 'rm -f "$requirements" "$constraints"' EXIT
+"$python" images/requirements.py pyproject.toml --constraints "$variant" >"$constraints"
 need() { "$python" images/requirements.py pyproject.toml "$1" >>"$requirements"; }
 
 need --build
@@ -34,5 +36,5 @@ if [ "$variant" = cpu ] && grep -q '^torch==' "$requirements"; then
     || "$python" -m pip wheel --quiet --no-deps -w "$folder" "$torch" --index-url https://download.pytorch.org/whl/cpu
   echo "$torch" >>"$requirements"
 fi
-"$python" -m pip wheel --quiet -w "$folder" --find-links "$folder" -c constraints.txt -r "$requirements"
+"$python" -m pip wheel --quiet -w "$folder" --find-links "$folder" -c "$constraints" -r "$requirements"
 [ -z "$vllm" ] || "$python" -m pip wheel --quiet --no-deps -w "$folder" "$vllm"
