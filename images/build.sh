@@ -38,7 +38,6 @@ arguments=(--file images/Dockerfile --build-arg "VARIANT=$variant" --build-arg "
   --build-arg "REVISION=$revision" --build-arg "SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH")
 [ -z "${PYTHON_IMAGE:-}" ] || arguments+=(--build-arg "PYTHON_IMAGE=$PYTHON_IMAGE")
 [ -z "${WHEELS:-}" ] || arguments+=(--build-arg "WHEELS=$WHEELS")
-[ -z "${ORCHESTRATOR_EXTRAS+set}" ] || arguments+=(--build-arg "ORCHESTRATOR_EXTRAS=$ORCHESTRATOR_EXTRAS")
 [ -z "${PIP_CONFIG:-}" ] || arguments+=(--secret "id=pip,src=$PIP_CONFIG")
 
 case "$engine" in

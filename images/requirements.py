@@ -1,7 +1,7 @@
 """Prints what the package needs, a requirement a line, so that a layer of them outlives changes of the code.
 
-`requirements.py pyproject.toml EXTRA,EXTRA` prints the dependencies and those of the extras, `--build` in their place
-those of the build, `--constraints cpu|gpu` the versions to install.
+`requirements.py pyproject.toml TARGET VARIANT` prints what an image needs; with `build` for a target what building the
+wheel needs, with `constraints` the versions to install.
 """
 
 from __future__ import annotations
@@ -12,6 +12,14 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+EXTRAS = {
+    "orchestrator": ("kubernetes", "otel", "postgres", "s3", "tracking"),
+    "reward": ("otel",),
+    "trainer": ("otel", "s3", "trainer"),
+    "inference": ("otel", "s3"),
+}
+"""Extras of the package in each image; the replica has `cpu` or `gpu` beside them."""
 
 
 def of_extra(project: dict[str, Any], extra: str) -> Iterator[str]:
@@ -47,18 +55,17 @@ def _name(line: str) -> str:
     return re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower()
 
 
-def main(path: str, wanted: str, variant: str = "cpu") -> None:
+def main(path: str, wanted: str, variant: str) -> None:
     """Prints them to standard output."""
     document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    if wanted == "--constraints":
+    if wanted == "constraints":
         found = constraints(Path(path).parent, variant)
-    elif wanted == "--build":
+    elif wanted == "build":
         found = document["build-system"]["requires"]
     else:
         project = document["project"]
-        found = [*project["dependencies"]]
-        for extra in filter(None, wanted.split(",")):
-            found += of_extra(project, extra)
+        extras = [*EXTRAS[wanted], *([variant] if wanted == "inference" else [])]
+        found = [*project["dependencies"], *(line for extra in extras for line in of_extra(project, extra))]
     sys.stdout.write("\n".join(found) + "\n")
 
 

