@@ -178,6 +178,29 @@ def test_keda_asks_for_a_metric_that_there_is() -> None:
         assert set(re.findall(r"surogate_[a-z_]+", trigger["metadata"]["query"])) <= known
 
 
+def test_the_pod_that_shows_outputs_holds_to_the_rules_for_what_does_not_serve() -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    pod = yaml.safe_load((ROOT / "k8s" / "tools" / "outputs.yaml").read_text(encoding="utf-8"))
+    kubernetes_validate.validate(pod, VERSION, strict=True)
+    shown = cluster("base")
+    shown.objects.append(pod)
+    serving = {"probes_are_there", "there_is_time_to_end"}
+    assert [str(finding) for finding in check(shown) if finding.rule not in serving] == []
+
+
+def test_a_jobs_replicas_can_be_scaled_by_keda() -> None:
+    file = ROOT / "k8s" / "components" / "keda" / "inference-of-a-job.yaml"
+    scaled = yaml.safe_load(file.read_text(encoding="utf-8"))
+    definition = cluster("base").find("CustomResourceDefinition", "trainingjobs.surogate.dev")
+    assert definition is not None
+    target, spec = scaled["spec"]["scaleTargetRef"], definition["spec"]
+    (version,) = spec["versions"]
+    assert target["apiVersion"] == f"{spec['group']}/{version['name']}"
+    assert target["kind"] == spec["names"]["kind"]
+    assert version["subresources"]["scale"]["specReplicasPath"] == ".spec.inferenceReplicas"
+    assert scaled["spec"]["maxReplicaCount"] > scaled["spec"]["minReplicaCount"]
+
+
 def test_images_and_tags_are_those_that_make_images_builds() -> None:
     import tomllib
 
