@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +30,14 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.cert = folder / f"{name}.pem"
-        self.cert.write_bytes(self._sign(self._name, self._key.public_key(), is_authority=True))
+        self.cert.write_bytes(self._sign(self._name, self._key.public_key(), (), is_authority=True))
 
-    def issue(self, name: str) -> Pair:
-        """A certificate for 127.0.0.1 and localhost."""
+    def issue(self, name: str, *hosts: str) -> Pair:
+        """A certificate for these hosts, or for 127.0.0.1 and localhost."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
-        pair.cert.write_bytes(self._sign(subject, key.public_key(), is_authority=False))
+        pair.cert.write_bytes(self._sign(subject, key.public_key(), hosts, is_authority=False))
         pair.key.write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -44,9 +45,12 @@ class Authority:
         )
         return pair
 
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, is_authority: bool) -> bytes:
+    def _sign(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, hosts: Sequence[str], *, is_authority: bool
+    ) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        here = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names: list[x509.GeneralName] = [x509.DNSName(host) for host in hosts] or [*here]
         built = (
             x509.CertificateBuilder()
             .subject_name(subject)
