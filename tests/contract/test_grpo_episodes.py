@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from dataclasses import replace
@@ -12,10 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator_svc.grpo.scoring import Environment, Scorer
+from orchestrator_svc.grpo.services import Custom
 from orchestrator_svc.grpo.template import as_messages
 from orchestrator_svc.grpo.tokenizer import ChatTokenizer
 from surogate.errors import ConfigError, InternalError, UnavailableError
+from surogate.process import start_service
 from surogate.rollouts import read_steps
+from surogate.rpc.channel import ClientSecurity
+from surogate.structs import to_struct
 from surogate.v1 import common_pb2, inference_pb2, reward_pb2
 from tests.helpers.grpo_fakes import Fakes, completions
 from tests.helpers.grpo_job import GrpoJob, grpo_job
@@ -220,3 +226,33 @@ async def test_seeds_of_turns_differ_and_are_the_same_in_every_run(tmp_path: Pat
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0].values())) == len(seeds[0])
     assert common_pb2.SamplingParams(seed=max(seeds[0].values())).seed < 2**49
+
+
+async def test_a_kill_of_the_service_in_the_middle_of_an_episode_loses_nothing(tmp_path: Path) -> None:
+    """With the real service: what it answers after the kill is what it would have answered before."""
+    service = await start_service("reward_svc", log_file=tmp_path / "log")
+    endpoint = Custom(service.address, ClientSecurity())
+    game = Environment("game", "guess-number", to_struct({"span": 50}), endpoint, timeout=20.0, max_turns=8)
+    scorer = Scorer({"game": game}, job="job", patience=60.0)
+    try:
+        first = await scorer.take_turn(game, _turn(reward_pb2.TakeTurnResponse(), "10"))
+        unharmed = await scorer.take_turn(game, _turn(first, "10", "20"))
+        service.process.kill()
+        await service.process.wait()
+        asked = asyncio.create_task(scorer.take_turn(game, _turn(first, "10", "20")))
+        service = await start_service("reward_svc", log_file=tmp_path / "log", listen=service.address)
+        assert await asked == unharmed
+        assert unharmed.state["closest"] == 22
+        last = await scorer.take_turn(game, _turn(unharmed, "10", "20", "42"))
+        assert not last.messages
+    finally:
+        await endpoint.close()
+        await service.stop()
+
+
+def _turn(before: reward_pb2.TakeTurnResponse, *guesses: str) -> reward_pb2.TakeTurnRequest:
+    request = reward_pb2.TakeTurnRequest(turn=len(guesses), state=before.state, rollout_id="r")
+    request.example.answer = "42"
+    for guess in guesses:
+        request.messages.add(role="assistant", content=guess)
+    return request
