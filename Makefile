@@ -96,6 +96,13 @@ types: setup ## Type-check with mypy
 test: setup ## The tests (unit, contract, end to end), 20 minutes at the most on 2 cores
 	pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu"
 
+.PHONY: test-verifiers
+# In an environment of its own: the package cannot be installed beside vLLM.
+test-verifiers: setup ## The tests of environments of the verifiers package
+	@test -x build/verifiers/bin/python || $(PYTHON) -m venv build/verifiers
+	build/verifiers/bin/pip install -q '.[verifiers]' pytest pytest-asyncio pytest-timeout hypothesis
+	build/verifiers/bin/python -m pytest tests/unit/test_reward_verifiers.py
+
 .PHONY: test-slow
 test-slow: setup ## The tests that take longer
 	pytest -m "slow and not gpu"
