@@ -61,6 +61,7 @@ async def lifespan(server: RpcServer, settings: OrchestratorSettings) -> AsyncIt
         await database.write(create_tables)
         bell = Bell()
         launcher = make_launcher(settings)
+        await launcher.prepare()
         runner = JobRunner(settings, database, launcher, _runs(settings), bell)
         servicer = JobServicer(settings, database, runner, bell)
         server.add(job_pb2_grpc.add_JobServiceServicer_to_server, servicer, SERVICE)

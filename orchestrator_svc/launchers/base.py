@@ -207,6 +207,9 @@ class Job(Protocol):
 class Launcher(ABC):
     """A way of giving workers to jobs."""
 
+    async def prepare(self) -> None:  # noqa: B027 - most need nothing
+        """Makes sure that workers can be started, as far as that can be known. Raises ConfigError."""
+
     @abstractmethod
     async def open(self, job: Job) -> WorkerPool:
         """Opens the pool of a job. Nothing is started yet."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +222,64 @@ async def test_a_mistake_in_a_template_is_told_by_its_field(tmp_path: Path) -> N
         assert ended.state == State.STATE_FAILED
         assert 'unknown field "spec.template.spec.nodeSelektor"' in ended.status_message
         await nothing_left(cluster)
+
+
+async def test_a_job_whose_anchor_somebody_deletes_fails_and_says_so(tmp_path: Path) -> None:
+    """The cluster would collect whatever is made for it anew."""
+    async with training_on(tmp_path, TrainerPods(0.05)) as (orchestrator, cluster):
+        name = await started(orchestrator)
+        cluster.api.remove("configmaps", "sg-one")
+        ended = await orchestrator.ended(name)
+        assert ended.state == State.STATE_FAILED
+        assert "was deleted with the ConfigMap sg-one" in ended.status_message
+        await nothing_left(cluster)
+
+
+async def test_a_pod_that_somebody_deletes_comes_again(tmp_path: Path) -> None:
+    async with training_on(tmp_path, TrainerPods(0.05)) as (orchestrator, cluster):
+        job = await orchestrator.create(sft_config(max_steps=12), job_id="one")
+        await orchestrator.until_step(job.name, 3)
+        cluster.api.begin_deletion("pods", cluster.pod("trainer"))
+        events = await orchestrator.history(job.name)
+        assert (await orchestrator.get(job.name)).state == State.STATE_SUCCEEDED
+        assert "trainer-0 lost its pod: somebody deleted it, or its node is gone" in notices(events)
+
+
+async def test_missing_rights_are_told_in_the_api_servers_words(tmp_path: Path) -> None:
+    async with training_on(tmp_path) as (orchestrator, cluster):
+        message = 'jobs.batch is forbidden: User "system:serviceaccount:surogate:weak" cannot create resource "jobs"'
+        cluster.api.forbidden["jobs"] = message
+        ended = await orchestrator.ended((await orchestrator.create(sft_config(), job_id="one")).name)
+        assert ended.state == State.STATE_FAILED and message in ended.status_message
+        await nothing_left(cluster)
+
+
+async def test_a_slow_api_server_holds_nobody_up(tmp_path: Path) -> None:
+    """Calls wait in threads of their own: the orchestrator answers its clients meanwhile."""
+    async with training_on(tmp_path) as (orchestrator, cluster):
+        cluster.api.slow = 0.5
+        job = await orchestrator.create(sft_config(), job_id="one")
+        answers = 0
+        while (await orchestrator.get(job.name)).state != State.STATE_SUCCEEDED:
+            answers += 1
+            await asyncio.sleep(0.02)
+        assert answers > 10
+        cluster.api.slow = 0.0
+        await nothing_left(cluster)
+
+
+def test_an_orchestrator_without_a_cluster_does_not_start(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator_svc",
+        "--launcher",
+        "kubernetes",
+        "--store-url",
+        f"sqlite:///{tmp_path}/j.db",
+    ]
+    environment = {**os.environ, "HOME": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
+    environment.pop("KUBERNETES_SERVICE_HOST", None)
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert ran.returncode == 2
+    assert "kubeconfig: there is no way to the cluster" in ran.stderr and "Traceback" not in ran.stderr

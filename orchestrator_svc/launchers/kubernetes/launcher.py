@@ -34,6 +34,10 @@ class KubernetesLauncher(Launcher):
         self._opening = asyncio.Lock()
         self._is_open = False
 
+    async def prepare(self) -> None:
+        """Looks for the client and the way to the cluster; whether the API server answers is another matter."""
+        await self._connect()
+
     async def open(self, job: Job) -> WorkerPool:
         await self._connect()
         pool = KubernetesPool(job, self.api, self.mirror, self._settings, self._security)

@@ -73,7 +73,7 @@ class KubernetesPool(WorkerPool):
             self._workers.append(static)
             static.follow()
             return static
-        check_pod(self.worker_manifest(spec, 1)["spec"]["template"], f"{spec.component} {spec.index}")
+        self.worker_manifest(spec, 1)  # what is wrong with it is told before anything is made
         async with self._making[spec.component]:
             await self._ensure(SERVICE, self.manifests.service(spec.component, self.owner))
             if spec.config is not None:
@@ -118,8 +118,20 @@ class KubernetesPool(WorkerPool):
         return self._owner
 
     def worker_manifest(self, spec: WorkerSpec, incarnation: int) -> Object:
-        """The Job of one incarnation of a worker, by the template as it is now."""
-        return self.manifests.worker(spec, incarnation, self._templates.load(spec.component), self.owner)
+        """The Job of one incarnation of a worker, by the template as it is now.
+
+        Raises:
+            PermissionDeniedError: Its pod would have what no pod of a job may have.
+        """
+        body = self.manifests.worker(spec, incarnation, self._templates.load(spec.component), self.owner)
+        check_pod(body["spec"]["template"], f"{spec.component}-{spec.index}")
+        return body
+
+    async def is_anchored(self) -> bool:
+        """Whether the anchor is still there."""
+        found = await self.api.find(CONFIG_MAP, self.owner.name)
+        there = found is not None and not found["metadata"].get("deletionTimestamp")
+        return there and found["metadata"]["uid"] == self.owner.uid
 
     def owns(self, item: Object) -> bool:
         """Whether an object belongs to this job: by its owner's uid, which a name alone does not prove."""

@@ -153,6 +153,8 @@ def _failed(job: Object, pods: Sequence[Object], condition: Mapping[str, Any]) -
     if broken:
         moved = all(_condition(pod, "DisruptionTarget", "True") for pod in broken)
         return End(how_pod_ended(broken[0]), final=_asks_the_impossible(broken[0]), moved=moved)
+    if reason == "BackoffLimitExceeded":
+        return End("lost its pod: somebody deleted it, or its node is gone")
     return End(f"failed: {_short(str(condition.get('message') or reason))}")
 
 

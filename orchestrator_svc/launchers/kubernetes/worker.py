@@ -41,6 +41,8 @@ _NO_POD_SECONDS = 3.0
 _LOG_LINES, _KEPT_LINES = 15, 2000
 _SAVE_SECONDS = 10.0
 _LOG_PAUSE = 0.5
+_MOVED_SECONDS = 0.5
+"""Pause before a worker that the cluster ended is started again."""
 _ANSWER_SECONDS, _ANSWER_PAUSE = 5.0, 0.5
 
 
@@ -143,7 +145,7 @@ class KubernetesWorker(RestartedWorker):
             current = await self._newest(job)
             if current is None or current["metadata"].get("deletionTimestamp"):
                 self._job = None
-                return words.End("was deleted by somebody", moved=True)
+                return await self._deleted()
             job = self._job = current
             pods = self._pool.mirror.pods(job)
             if end := words.how_ended(job, pods):
@@ -153,6 +155,14 @@ class KubernetesWorker(RestartedWorker):
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await changed.wait()
+
+    async def _deleted(self) -> words.End:
+        """The end of a worker whose Job is gone. Without the anchor the cluster collects whatever is made."""
+        if await self._pool.is_anchored():
+            return words.End("was deleted by somebody", moved=True)
+        return words.End(
+            f"was deleted with the ConfigMap {self._pool.owner.name}, which owns all of the job", final=True
+        )
 
     async def _create_or_adopt(self) -> Object:
         body = self._pool.worker_manifest(self.spec, self._incarnation)
@@ -240,7 +250,7 @@ class KubernetesWorker(RestartedWorker):
         return None
 
     async def _prepare_restart(self, end: words.End) -> None:
-        delay = 0.0 if end.moved else self._budget.take()
+        delay = _MOVED_SECONDS if end.moved else self._budget.take()
         self._lost = ""
         self._incarnation += 1
         self._restarts += 1
