@@ -175,6 +175,17 @@ async def test_turns_of_several_episodes_are_answered_at_once() -> None:
         assert [response.messages[0].content for response in await asyncio.gather(*calls)] == ["hm"] * 4
 
 
+async def test_functions_are_given_what_an_episode_was() -> None:
+    @reward("patience")
+    def patience(conversation: list[ChatMessage], state: dict[str, Any]) -> float:
+        """Turns that it took, and tries that are left."""
+        return len(conversation) + state["left"] / 10
+
+    rollout = Rollout(completion="b", state=to_struct({"left": 3}))
+    rollout.messages.extend(ChatMessage(role=role, content="x") for role in ("assistant", "user", "assistant"))
+    assert patience.score(patience.parse({}), Example(), rollout) == 3.3
+
+
 async def test_an_environment_says_that_it_answers_turns() -> None:
     assert Countdown().describe().multi_turn
     assert not single.describe().multi_turn
