@@ -37,9 +37,10 @@ Object = dict[str, Any]
 
 CALL_SECONDS = 15.0
 """Longest wait for one answer."""
-WATCH_SECONDS = 240
-"""The API server is asked to end a watch after this time; another one goes on from there."""
-_WATCH_SILENCE = WATCH_SECONDS + 30.0
+WATCH_SECONDS = 60
+"""The API server is asked to end a watch after this time; another one goes on from there. So long, and no longer, does
+nobody notice that a connection was lost without a word."""
+_WATCH_SILENCE = WATCH_SECONDS + 15.0
 _CALLS, _STREAMS = 8, 64
 _FIRST_PAUSE, _MAX_PAUSE = 0.25, 10.0
 _PAGE = 500

@@ -20,6 +20,7 @@ from orchestrator_svc.launchers.kubernetes.names import JOB_NAME
 from surogate.errors import SurogateError
 from surogate.telemetry.log import get_logger
 
+_EXPIRED_PAUSE = 0.1
 _log = get_logger("kubernetes")
 
 
@@ -80,6 +81,7 @@ class Mirror:
                 continue
             except ExpiredError:
                 version = ""
+                await asyncio.sleep(_EXPIRED_PAUSE)
             except SurogateError as error:
                 after = error.retry_after if isinstance(error, ApiUnavailableError) else None
                 pause = pause_before(attempt, after)
