@@ -14,7 +14,6 @@ from surogate.config.base import (
     Positive,
     Text,
     fail,
-    planned,
     problem,
     refuse,
 )
@@ -52,8 +51,14 @@ class ReportingKeys(ConfigModel):
     """Project at Weights & Biases, and experiment at MLflow. null = Surogate."""
     wandb_name: Text | None = None
     """Name of the run at the trackers. null = run_name, or the job's id."""
-    log_gpu_util: int = planned(100)
-    """Steps between reports of GPU use."""
+    log_gpu_util: Count = 100
+    """Optimiser steps between reports of the GPU's utilisation, power and temperature, ≥ 0. 0 = never. Needs
+    nvidia-ml-py; without it, and on a CPU, nothing is reported.
+    """
+    peak_tflops: Positive | None = None
+    """What a device can compute in dense products, 10¹² operations a second: what MFU is a share of, > 0. null = the
+    peak in bfloat16 that the maker of the GPU publishes, where it is known here; no MFU elsewhere.
+    """
 
 
 class AutomationKeys(ConfigModel):

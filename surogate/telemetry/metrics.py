@@ -52,6 +52,11 @@ EPOCH = "epoch"
 PACKING_EFFICIENCY = "packing/efficiency"
 UPDATE_SKIPPED = "update/skipped"
 PEAK_BYTES = "memory/peak_bytes"
+MFU = "mfu"
+GPU_BYTES = "gpu/memory_bytes"
+GPU_UTILIZATION = "gpu/utilization"
+GPU_WATTS = "gpu/power_watts"
+GPU_CELSIUS = "gpu/temperature_celsius"
 TOKENS_PER_SECOND = "tokens_per_second"
 TOKENS_TRAINED = "tokens/trained"
 STEP_PUSH_BYTES = "push/bytes"
@@ -97,6 +102,11 @@ VOCABULARY: Mapping[str, StepMetric] = {
     PACKING_EFFICIENCY: StepMetric("Share of the packed sequences that is not padding, 0 to 1"),
     UPDATE_SKIPPED: StepMetric("1 when the update was thrown away because its gradient was not finite"),
     PEAK_BYTES: StepMetric("Largest resident size of the training process so far", "bytes"),
+    MFU: StepMetric("Operations that the step needed, of those its devices could have made, 0 to 1"),
+    GPU_BYTES: StepMetric("Largest memory that training has taken of its GPU so far", "bytes"),
+    GPU_UTILIZATION: StepMetric("Share of the last moment in which the GPU computed, 0 to 1"),
+    GPU_WATTS: StepMetric("Power that the GPU draws", "watts"),
+    GPU_CELSIUS: StepMetric("Temperature of the GPU", "celsius"),
     TOKENS_PER_SECOND: StepMetric("Tokens trained on per second of the step"),
     TOKENS_TRAINED: StepMetric("Completion tokens of the groups that were trained on"),
     STEP_PUSH_BYTES: StepMetric("Bytes of weights that each replica took", "bytes"),

@@ -97,6 +97,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "wandb_project": None,
     "wandb_name": None,
     "log_gpu_util": 100,
+    "peak_tflops": None,
     "early_stop": False,
     "auto_lr_reduction": False,
     "epoch_adjustment": False,

@@ -9,8 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, MixtralConfig
 
+from surogate.config.train import TrainConfig
 from tests.helpers.tiny import make_tiny_model
 from trainer_svc.worker.flops import StepFlops, device_peak
+from trainer_svc.worker.usage import DeviceUse
 
 TOKENS = 64
 
@@ -52,3 +54,16 @@ def test_of_experts_those_count_that_a_token_goes_through() -> None:
 
 def test_a_cpu_has_no_published_peak() -> None:
     assert device_peak(torch.device("cpu")) is None
+
+
+def test_mfu_is_of_the_peak_that_is_given_and_of_all_devices() -> None:
+    model = make_tiny_model(hidden=64, layers=2)
+    train = TrainConfig.model_validate({"model": "m", "peak_tflops": 2.0})
+    (one,) = DeviceUse(model, train, world_size=1).of_step(100, [TOKENS], TOKENS, seconds=0.5).items()
+    assert one == ("mfu", StepFlops(model).of([TOKENS], TOKENS) / 0.5 / 2e12)
+    assert DeviceUse(model, train, world_size=2).of_step(100, [TOKENS], TOKENS, 0.5)["mfu"] == one[1] / 2
+
+
+def test_on_a_cpu_without_a_peak_nothing_is_reported() -> None:
+    train = TrainConfig.model_validate({"model": "m"})
+    assert DeviceUse(make_tiny_model(hidden=64, layers=2), train, world_size=1).of_step(100, [9], 8, 1.0) == {}

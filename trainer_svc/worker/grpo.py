@@ -60,6 +60,7 @@ def train_step(
     return {
         **(found or {}),
         **metrics,
+        **session.use.of_step(session.step, lengths, totals.tokens, seconds),
         names.ENTROPY: entropy / totals.tokens,
         names.TOKENS_PER_SECOND: sum(lengths) / seconds,
         names.TIME_TRAIN: seconds,

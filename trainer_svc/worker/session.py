@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,7 @@ from trainer_svc.worker.recipe import check, use_recipe
 from trainer_svc.worker.recompute import use_recompute
 from trainer_svc.worker.schedule import Schedule
 from trainer_svc.worker.tokenizer import load_tokenizer
+from trainer_svc.worker.usage import DeviceUse
 from trainer_svc.worker.watch import EarlyStop, SpikeGuard
 
 if TYPE_CHECKING:
@@ -58,6 +60,11 @@ class TrainingSession:
     remote: RemoteCheckpoints | None = None
     """The object store that keeps the checkpoints too."""
     _optimizer: Optimizer | None = None
+
+    @cached_property
+    def use(self) -> DeviceUse:
+        """Measures how much of its devices a step uses."""
+        return DeviceUse(self.policy.model, self.train, self.ranks.world_size)
 
     @property
     def optimizer(self) -> Optimizer:

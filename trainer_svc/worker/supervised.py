@@ -134,10 +134,11 @@ class SupervisedRun:
         total = sum(ranks.gather(float(torch.stack(losses).double().sum())))
         found = finish_step(session, total, self._reporter.warning)
         seconds = time.perf_counter() - start
-        tokens = sum(len(document) for batch in batches for document in batch)
+        lengths = [len(document) for batch in batches for document in batch]
         return {
             **found,
-            names.TOKENS_PER_SECOND: tokens / seconds,
+            **session.use.of_step(session.step, lengths, learned, seconds),
+            names.TOKENS_PER_SECOND: sum(lengths) / seconds,
             names.TIME_TRAIN: seconds,
             names.EPOCH: self._plan.epoch(session.step),
             names.PACKING_EFFICIENCY: self._plan.efficiency,
