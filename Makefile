@@ -126,6 +126,10 @@ quickstart: setup ## Make a small model, pretrain it, fine-tune it, and reinforc
 bench: setup ## The figures of docs/performance.md
 	$(BIN)/python -m tests.bench
 
+.PHONY: bench-reward
+bench-reward: setup ## Rewards through gRPC, and a GRPO job whose reward dawdles
+	$(BIN)/python -m tests.bench reward reward_loop
+
 .PHONY: images
 images: ## Build the container images: make images VARIANT=gpu REPOSITORY=registry.example.org/team IMAGES="trainer inference"
 	images/build.sh $(IMAGES)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from reward_svc.rewards.json_value import first_error, read_value, validator_of
 from surogate.errors import InvalidInputError
-from surogate.reward.prompts import DatasetArgs, DatasetEnvironment
-from surogate.structs import from_struct
+from surogate.reward.prompts import DatasetArgs, DatasetEnvironment, checked, own_or_given
 from surogate.v1 import reward_pb2
 
 MAX_CHARS = 100_000
@@ -20,7 +19,7 @@ MAX_CHARS = 100_000
 class JsonSchemaArgs(DatasetArgs):
     """Arguments of `json-schema`."""
 
-    json_schema: dict[str, Any] | None = Field(None, alias="schema")
+    json_schema: Annotated[dict[str, Any] | None, checked(validator_of)] = Field(None, alias="schema")
     """JSON Schema (draft 2020-12, or what its `$schema` names). Unset: each example's own, from `schema_field`."""
     schema_field: str = "schema"
     """Column with the example's own schema (an object or its text), which comes before `schema`."""
@@ -28,13 +27,6 @@ class JsonSchemaArgs(DatasetArgs):
     """Reward for JSON that the schema does not accept."""
 
     model_config = DatasetArgs.model_config | {"populate_by_name": True}
-
-    @field_validator("json_schema")
-    @classmethod
-    def _is_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None:
-            validator_of(value)
-        return value
 
 
 class JsonSchema(DatasetEnvironment[JsonSchemaArgs]):
@@ -61,8 +53,9 @@ class JsonSchema(DatasetEnvironment[JsonSchemaArgs]):
 
 
 def _schema(args: JsonSchemaArgs, example: reward_pb2.Example) -> Any:
-    own = from_struct(example.fields).get(args.schema_field)
-    schema = args.json_schema if own is None else json.loads(own) if isinstance(own, str) else own
+    schema = own_or_given(example, args.schema_field, args.json_schema)
+    if isinstance(schema, str):
+        schema = json.loads(schema)
     if schema is None:
         raise ValueError(f"is missing: set args.schema, or have one in the column {args.schema_field!r}")
     return schema

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from reward_svc.rewards.patterns import compiled, find
 from surogate.errors import InvalidInputError
-from surogate.reward.prompts import DatasetArgs, DatasetEnvironment
-from surogate.structs import from_struct
+from surogate.reward.prompts import DatasetArgs, DatasetEnvironment, checked, own_or_given
 from surogate.v1 import reward_pb2
 
 
 class RegexArgs(DatasetArgs):
     """Arguments of `regex`."""
 
-    pattern: str | None = Field(None, min_length=1, max_length=10_000)
+    pattern: Annotated[str | None, checked(compiled)] = Field(None, min_length=1, max_length=10_000)
     """Regular expression, in the syntax of the `regex` package. Unset: each example's own, from `pattern_field`."""
     pattern_field: str = "pattern"
     """Column with the example's own pattern, which comes before `pattern`."""
@@ -30,13 +29,6 @@ class RegexArgs(DatasetArgs):
     timeout: float = Field(1.0, gt=0, le=60)
     """Seconds that matching may take. What takes longer is an error of that rollout, not a reward."""
 
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
-        if value is not None:
-            compiled(value)
-        return value
-
 
 class RegexMatch(DatasetEnvironment[RegexArgs]):
     """Rewards 1 for a match, else 0."""
@@ -47,7 +39,7 @@ class RegexMatch(DatasetEnvironment[RegexArgs]):
 
     def score(self, args: RegexArgs, example: reward_pb2.Example, rollout: reward_pb2.Rollout) -> reward_pb2.Score:
         """Matches. Raises InvalidInputError without a usable pattern, DeadlineError if it takes too long."""
-        pattern = from_struct(example.fields).get(args.pattern_field, args.pattern)
+        pattern = own_or_given(example, args.pattern_field, args.pattern)
         if not pattern or not isinstance(pattern, str):
             raise InvalidInputError(f"regex needs args.pattern, or a text in the column {args.pattern_field!r}")
         text = rollout.completion.strip() if args.match == "fullmatch" else rollout.completion

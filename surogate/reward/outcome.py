@@ -18,6 +18,8 @@ _log = get_logger("reward")
 def outcome_of(value: object) -> Outcome:
     """The outcome for what a scorer returned or raised for one rollout."""
     match value:
+        case float() if math.isfinite(value):  # what almost all scorers give
+            return reward_pb2.Score(reward=value)
         case SurogateError():
             return value
         case Exception():

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.json_format import ParseDict
+from pydantic import AfterValidator
 
 from surogate.errors import UnimplementedError
 from surogate.reward.arguments import bad_argument
 from surogate.reward.base import Environment, EnvironmentArgs, Split
 from surogate.reward.dataset import read_rows
 from surogate.reward.splits import rng_for, split_rows
+from surogate.structs import from_struct
 from surogate.v1 import common_pb2, reward_pb2
 
 Row = Mapping[str, Any]
@@ -104,6 +106,23 @@ def to_example(args: DatasetArgs, number: int, row: Row) -> reward_pb2.Example:
     others = {name: value for name, value in row.items() if name not in (args.prompt_field, args.answer_field)}
     ParseDict(others, example.fields)
     return example
+
+
+def own_or_given(example: reward_pb2.Example, column: str, given: Any) -> Any:
+    """The example's own value of a column, else what `args` gave for all."""
+    own = from_struct(example.fields).get(column)
+    return given if own is None else own
+
+
+def checked(check: Callable[[Any], object]) -> AfterValidator:
+    """For an argument that may be None: refuses a value for which `check` raises ValueError."""
+
+    def validate(value: Any) -> Any:
+        if value is not None:
+            check(value)
+        return value
+
+    return AfterValidator(validate)
 
 
 def _messages(args: DatasetArgs, prompt: Any, number: int) -> list[common_pb2.ChatMessage]:

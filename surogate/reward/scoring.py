@@ -12,8 +12,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,10 +22,9 @@ from surogate.reward.composite import Composite
 from surogate.reward.episode import Episode
 from surogate.reward.lane import AsyncCall, Lane
 from surogate.reward.outcome import Outcome, group_outcomes, outcome_of
+from surogate.reward.threads import Call, Run, Threads
 from surogate.telemetry.log import get_logger
 from surogate.v1 import reward_pb2
-
-Call = Callable[[], Any]
 
 _log = get_logger("reward")
 
@@ -41,8 +38,9 @@ class ScoringPool:
         self._slots = asyncio.Semaphore(max_workers)
         self._max_abandoned = max_abandoned
         self._on_exhausted = on_exhausted
-        self._abandoned: set[_Run | AsyncCall] = set()
+        self._abandoned: set[Run | AsyncCall] = set()
         self._lane = Lane()
+        self._threads = Threads()
         self._room: dict[str, asyncio.Semaphore] = {}
         metrics.HUNG.set_function(lambda: self.abandoned)
 
@@ -53,8 +51,9 @@ class ScoringPool:
         return len(self._abandoned)
 
     def close(self) -> None:
-        """Cancels async scorers."""
+        """Cancels async scorers, and ends the threads of the others."""
         self._lane.close()
+        self._threads.close()
 
     async def score(
         self,
@@ -132,7 +131,7 @@ class ScoringPool:
 
     async def _run(self, calls: Sequence[Call], item_timeout: float) -> list[object]:
         self._refuse_if_exhausted()
-        run = _Run(calls)
+        run = self._threads.start(calls)
         try:
             while not await run.wait(run.seconds_left(item_timeout)):
                 late = run.abandon_if_late(item_timeout)
@@ -149,82 +148,8 @@ class ScoringPool:
         if self._abandoned and self.abandoned >= self._max_abandoned:
             raise UnavailableError(f"{self._max_abandoned} scorings hang; this reward service must be restarted")
 
-    def _give_up(self, run: _Run | AsyncCall) -> None:
+    def _give_up(self, run: Run | AsyncCall) -> None:
         self._abandoned.add(run)
         if self.abandoned >= self._max_abandoned and self._on_exhausted is not None:
             _log.error("too many scorings hang; no longer serving", abandoned=self._max_abandoned)
             self._on_exhausted()
-
-
-class _Run:
-    """One thread that makes calls until it is done or abandoned."""
-
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self._calls = calls
-        self._lock = threading.Lock()
-        self._results: list[object] = []
-        self._item_started = time.monotonic()
-        self._is_abandoned = False
-        self._loop = asyncio.get_running_loop()
-        self._done = asyncio.Event()
-        self.thread = threading.Thread(target=self._main, name="scoring", daemon=True)
-        self.thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread still runs."""
-        return self.thread.is_alive()
-
-    @property
-    def results(self) -> list[object]:
-        """What the calls returned or raised so far, in order."""
-        with self._lock:
-            return list(self._results)
-
-    async def wait(self, seconds: float) -> bool:
-        """Waits for the thread to end; returns whether it did."""
-        try:
-            async with asyncio.timeout(max(seconds, 0.001)):
-                await self._done.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def seconds_left(self, item_timeout: float) -> float:
-        """Seconds until the current item is late."""
-        with self._lock:
-            return self._item_started + item_timeout - time.monotonic()
-
-    def abandon(self) -> None:
-        """Tells the thread to stop after its current item."""
-        with self._lock:
-            self._is_abandoned = True
-
-    def abandon_if_late(self, item_timeout: float) -> list[object] | None:
-        """Abandons the thread if its current item is late; returns the results before that item, else None."""
-        with self._lock:
-            finished = len(self._results) == len(self._calls)
-            if finished or time.monotonic() - self._item_started < item_timeout:
-                return None
-            self._is_abandoned = True
-            return list(self._results)
-
-    def _main(self) -> None:
-        for call in self._calls:
-            result = _made(call)
-            with self._lock:
-                if self._is_abandoned:
-                    return
-                self._results.append(result)
-                self._item_started = time.monotonic()
-        try:
-            self._loop.call_soon_threadsafe(self._done.set)
-        except RuntimeError:
-            _log.debug("the service stopped while a group was scored")
-
-
-def _made(call: Call) -> object:
-    try:
-        return call()
-    except Exception as error:  # noqa: BLE001 - the scorer's; `outcome_of` names it
-        return error

@@ -16,7 +16,18 @@ from pathlib import Path
 from tests.bench.page import conditions, update
 from tests.bench.table import Options, Table
 
-NAMES = ("orchestrator", "push", "weights", "generate", "grpo", "grpo_large", "trainer", "trainer_gpu")
+NAMES = (
+    "orchestrator",
+    "push",
+    "weights",
+    "generate",
+    "grpo",
+    "grpo_large",
+    "reward",
+    "reward_loop",
+    "trainer",
+    "trainer_gpu",
+)
 FOR_A_CARD = ("trainer_gpu",)
 """Run when they are named: without a CUDA device they are of no use but with --quick."""
 PAGE = Path("docs/performance.md")

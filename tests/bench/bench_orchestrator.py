@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +80,20 @@ async def run(options: Options) -> Table:
 
 
 async def _rate(case: Case, steps: int) -> float:
+    return case.batch / await step_seconds(case, steps)
+
+
+async def step_seconds(
+    case: Case, steps: int, workers: str = "tests.bench.instant", environment: Mapping[str, str] | None = None
+) -> float:
+    """Seconds a step of a job on `workers`, a module that is trainer, inference and reward in one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_tokenizer(folder / "model")
-        async with _services(folder, case) as orchestrator, AsyncClient(orchestrator.address) as client:
+        async with (
+            _services(folder, case, workers, environment or {}) as orchestrator,
+            AsyncClient(orchestrator.address) as client,
+        ):
             job = await client.create_job(case.config(model, steps))
             done = [
                 event.time.ToNanoseconds() / 1e9
@@ -92,21 +102,21 @@ async def _rate(case: Case, steps: int) -> float:
             ]
             job = await client.get_job(job)
             assert job.state == job_pb2.Job.STATE_SUCCEEDED, job.error.message
-    return case.batch * (len(done) - WARM_STEPS) / (done[-1] - done[WARM_STEPS - 1])
+    return (done[-1] - done[WARM_STEPS - 1]) / (len(done) - WARM_STEPS)
 
 
 @asynccontextmanager
-async def _services(folder: Path, case: Case) -> AsyncIterator[ServiceProcess]:
+async def _services(folder: Path, case: Case, workers: str, extra: Mapping[str, str]) -> AsyncIterator[ServiceProcess]:
     async with AsyncExitStack() as stack:
 
         async def start(module: str, *arguments: str) -> ServiceProcess:
-            environment = {"BENCH_TOKENS": str(case.tokens)}
+            environment = {"BENCH_TOKENS": str(case.tokens), **extra}
             log = folder / f"{module}.log"
             service = await start_service(module, arguments, log_file=log, environment=environment)
             stack.push_async_callback(service.stop)
             return service
 
-        instant = await start("tests.bench.instant")
+        instant = await start(workers)
         reward = instant if case.reward == "instant" else await start("reward_svc")
         flags = {
             "launcher": "static",

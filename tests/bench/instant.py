@@ -141,16 +141,20 @@ class InstantReward(reward_pb2_grpc.RewardServiceServicer, reward_pb2_grpc.Envir
             yield reward_pb2.Example(id=str(index), prompt=prompt)
 
 
-@asynccontextmanager
-async def lifespan(server: RpcServer, _settings: ServiceSettings) -> AsyncIterator[None]:
-    reward = InstantReward()
+def register(server: RpcServer, trainer: InstantTrainer, inference: InstantInference, reward: InstantReward) -> None:
+    """Has a server answer as all of them."""
     for add, servicer, name in (
-        (trainer_pb2_grpc.add_TrainerServiceServicer_to_server, InstantTrainer(), "TrainerService"),
-        (inference_pb2_grpc.add_InferenceServiceServicer_to_server, InstantInference(), "InferenceService"),
+        (trainer_pb2_grpc.add_TrainerServiceServicer_to_server, trainer, "TrainerService"),
+        (inference_pb2_grpc.add_InferenceServiceServicer_to_server, inference, "InferenceService"),
         (reward_pb2_grpc.add_RewardServiceServicer_to_server, reward, "RewardService"),
         (reward_pb2_grpc.add_EnvironmentServiceServicer_to_server, reward, "EnvironmentService"),
     ):
         server.add(add, servicer, f"surogate.v1.{name}")
+
+
+@asynccontextmanager
+async def lifespan(server: RpcServer, _settings: ServiceSettings) -> AsyncIterator[None]:
+    register(server, InstantTrainer(), InstantInference(), InstantReward())
     yield
 
 

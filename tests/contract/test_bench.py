@@ -26,6 +26,15 @@ def test_the_push_bench_runs_both_transports(tmp_path: Path) -> None:
     assert all(row["ratio to TCP"] > 0 for row in rows)
 
 
+def test_the_reward_bench_scores_by_each_reward(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["reward", "reward_loop", "--quick", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert {row["reward"] for row in found["reward"]} == {"quick", "math", "code"}
+    assert all(row["items/s"] > 0 for row in found["reward"])
+    assert all(row["ratio"] > 0 for row in found["reward_loop"])
+
+
 @pytest.mark.slow  # two processes load torch
 @pytest.mark.timeout(300)
 def test_the_bench_for_a_card_runs_on_a_cpu_too(tmp_path: Path) -> None:

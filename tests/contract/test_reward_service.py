@@ -1,6 +1,7 @@
 """The reward service over gRPC: scores, errors of one item, deadlines, and prompts."""
 
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from reward_svc.environments.registry import built_in
 from surogate.errors import InvalidInputError, NotFoundError, UnavailableError
+from surogate.reward import metrics
 from surogate.reward.base import Environment, EnvironmentArgs, Split
 from surogate.reward.lifespan import serving
 from surogate.reward.registry import Registry
@@ -150,10 +152,14 @@ async def test_hung_scorings_that_end_after_all_are_forgiven(reward: Any, moody:
         response = await reward.ScoreRollouts(group("moody", "hang", item_timeout=timeout))
         assert outcomes(response) == ["DEADLINE_EXCEEDED"]
         moody.release.set()
-        for thread in threading.enumerate():
-            if thread.name == "scoring":
-                thread.join()
+        until_none_hangs()
         moody.release.clear()
+
+
+def until_none_hangs() -> None:
+    """Waits for the threads of scorers that were given up, which need no event loop for that."""
+    while metrics.HUNG.collect()[0].samples[0].value:
+        time.sleep(0.01)
 
 
 async def test_bad_requests_say_what_is_wrong(reward: Any, environments: Any) -> None:
