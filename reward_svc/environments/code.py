@@ -34,7 +34,7 @@ class CodeArgs(DatasetArgs):
     timeout: float = Field(5.0, gt=0, le=300)
     """Seconds of processor time for one test; it fails after that, or after twice that and 5 s of wall time."""
     memory_mb: int = Field(256, ge=64, le=16_384)
-    """Memory of each process of the program, in MiB."""
+    """Memory of the program, all its processes together, in MiB."""
 
 
 class Code(DatasetEnvironment[CodeArgs]):

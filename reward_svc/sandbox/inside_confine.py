@@ -16,16 +16,17 @@ _DENIED = {  # calls that a program has no use for, each a door to more of the k
     "x86_64": (
         0xC000003E,
         56,
-        (41, 101, 155, 165, 166, 175, 246, 248, 249, 250, 272, 298, 308, 310, 311, 321, 323, 425),
+        (29, 41, 68, 101, 155, 165, 166, 175, 246, 248, 249, 250, 272, 298, 308, 310, 311, 319, 321, 323, 425, 447),
     ),
     "aarch64": (
         0xC00000B7,
         220,
-        (198, 117, 41, 40, 39, 105, 104, 217, 218, 219, 97, 241, 268, 270, 271, 280, 282, 425),
+        (194, 198, 186, 117, 41, 40, 39, 105, 104, 217, 218, 219, 97, 241, 268, 270, 271, 279, 280, 282, 425, 447),
     ),
 }
-# socket, ptrace, pivot_root, mount, umount2, init_module, kexec_load, add_key, request_key, keyctl, unshare,
-# perf_event_open, setns, process_vm_readv, process_vm_writev, bpf, userfaultfd, io_uring_setup
+# shmget, socket, msgget, ptrace, pivot_root, mount, umount2, init_module, kexec_load, add_key, request_key, keyctl,
+# unshare, perf_event_open, setns, process_vm_readv, process_vm_writev, memfd_create, bpf, userfaultfd, io_uring_setup,
+# memfd_secret. Memory that no process maps (shmget, msgget, memfd_create) would be in no account.
 _CLONE3 = 435
 _NEW_USER_NAMESPACE = 0x10000000
 

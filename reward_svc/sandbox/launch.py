@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from reward_svc.sandbox.memory import exceeds
 from surogate.errors import FailedPreconditionError
 from surogate.telemetry.log import get_logger
 
@@ -27,6 +28,7 @@ TEMPORARY_BYTES = 64 * MIB
 """Size of /tmp in the sandbox, the only place that can be written to."""
 
 _STOP_SECONDS = 5.0
+_WATCH_SECONDS = 0.05
 _FIRST_UID, _UIDS = 1_900_000_000, 100_000
 _HERE = Path(__file__).parent
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
@@ -50,7 +52,7 @@ class Limits:
     seconds: float
     """Processor time, rounded up; of wall time `wall`."""
     memory: int = 256 * MIB
-    """Address space of each process, in bytes."""
+    """Bytes that all of its processes hold together; each has that much address space."""
     processes: int = 8
     """Processes and threads."""
     file_bytes: int = 16 * MIB
@@ -131,12 +133,12 @@ class Sandbox:
         stdin: bytes = b"",
         channel: int | None = None,
         output: bool = True,
-    ) -> asyncio.subprocess.Process:
+    ) -> Program:
         """Starts a program. It gets `stdin`, and the socket `channel` if there is one; nothing else is open in it."""
         command, payload_fd = self._command(role, payload, limits, channel)
         stdin_fd = _file(stdin)
         try:
-            return await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=stdin_fd,
                 stdout=asyncio.subprocess.PIPE if output else asyncio.subprocess.DEVNULL,
@@ -149,6 +151,7 @@ class Sandbox:
         finally:
             os.close(payload_fd)
             os.close(stdin_fd)
+        return Program(process, limits.memory)
 
     def _command(
         self, role: Role, payload: Mapping[str, Any], limits: Limits, channel: int | None
@@ -165,17 +168,49 @@ class Sandbox:
         return [*self._prefix, python, "-I", "-S", "-B", "-c", _text(role), json.dumps(config)], fd
 
 
-async def stop(process: asyncio.subprocess.Process) -> None:
-    """Kills a program and all that it started."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    with suppress(TimeoutError):  # without a sandbox, what it left behind may hold its output open
-        async with asyncio.timeout(_STOP_SECONDS):
-            # asyncio waits for the end of its output too, and stops reading where nobody takes what was read.
-            while process.stdout is not None and await process.stdout.read(MIB):
-                pass
-            await process.wait()
+class Program:
+    """A program that runs. It is killed when all of its processes together hold more memory than they may."""
+
+    def __init__(self, process: asyncio.subprocess.Process, memory: int) -> None:
+        self._process = process
+        self._memory = memory
+        self._watch = asyncio.create_task(self._watched())
+        self.too_large = False
+        """Whether it was killed for its memory."""
+
+    @property
+    def stdout(self) -> asyncio.StreamReader:
+        """What it prints, where that is read at all."""
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    async def wait(self) -> int:
+        """Waits for its end; returns the exit code."""
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """Kills it and all that it started."""
+        self._watch.cancel()
+        self._kill()
+        with suppress(TimeoutError):  # without a sandbox, what it left behind may hold its output open
+            async with asyncio.timeout(_STOP_SECONDS):
+                # asyncio waits for the end of its output too, and stops reading where nobody takes what was read.
+                while self._process.stdout is not None and await self._process.stdout.read(MIB):
+                    pass
+                await self._process.wait()
+
+    async def _watched(self) -> None:
+        while self._process.returncode is None:
+            if exceeds(self._process.pid, self._memory):
+                self.too_large = True
+                self._kill()
+                return
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    def _kill(self) -> None:
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _file(content: bytes) -> int:

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reward_svc.sandbox.launch import Limits, Role, Sandbox, stop
+from reward_svc.sandbox.launch import MIB, Limits, Program, Role, Sandbox
 from surogate.errors import InternalError, InvalidInputError
 
 START_SECONDS = 20.0
@@ -33,24 +33,29 @@ async def prints(sandbox: Sandbox, program: str, stdin: str, expected: str, limi
 
     The comparison is made here: the program never sees what is expected.
     """
-    process = await sandbox.start(Role.SCRIPT, {"program": program}, limits, stdin=stdin.encode("utf-8", "replace"))
-    assert process.stdout is not None
+    running = await sandbox.start(Role.SCRIPT, {"program": program}, limits, stdin=stdin.encode("utf-8", "replace"))
     output = b""
     try:
         async with asyncio.timeout(limits.wall):
-            while piece := await process.stdout.read(1 << 16):
+            while piece := await running.stdout.read(1 << 16):
                 output += piece
                 if len(output) > limits.output_bytes:
                     return Verdict(False, f"printed more than {limits.output_bytes} bytes")
-            code = await process.wait()
+            code = await running.wait()
     except TimeoutError:
         return Verdict(False, f"took longer than {limits.seconds:g} s")
     finally:
-        await stop(process)
+        await running.stop()
+    if running.too_large:
+        return Verdict(False, _too_large(limits))
     if code != 0:
         return Verdict(False, f"ended with exit code {code}")
     same = _lines(output.decode("utf-8", "replace")) == _lines(expected)
     return Verdict(same, "" if same else "printed something else")
+
+
+def _too_large(limits: Limits) -> str:
+    return f"held more than {limits.memory // MIB} MiB, all of its processes together"
 
 
 def _lines(text: str) -> list[str]:
@@ -75,7 +80,7 @@ async def asserts(sandbox: Sandbox, program: str, tests: Sequence[str], limits: 
 async def _round(sandbox: Sandbox, program: str, tests: Sequence[str], limits: Limits) -> list[Verdict]:
     """Verdicts of the first tests, at least one, up to the one in which the program ended or hung."""
     ours, theirs = socket.socketpair()
-    started: list[asyncio.subprocess.Process] = []
+    started: list[Program] = []
     try:
         whole = Limits(limits.seconds * len(tests), limits.memory, limits.processes, limits.file_bytes)
         with ours, theirs:
@@ -87,25 +92,27 @@ async def _round(sandbox: Sandbox, program: str, tests: Sequence[str], limits: L
                 started.append(
                     await sandbox.start(role, payload, whole, channel=end.fileno(), output=role is Role.TESTS)
                 )
-        return await _verdicts(started[1], len(tests), limits)
+        verdicts = await _verdicts(started[1], len(tests), limits)
+        if started[0].too_large and not verdicts[-1].passed:
+            verdicts[-1] = Verdict(False, _too_large(limits))
+        return verdicts
     finally:
-        for process in started:
-            await stop(process)
+        for running in started:
+            await running.stop()
 
 
-async def _verdicts(process: asyncio.subprocess.Process, count: int, limits: Limits) -> list[Verdict]:
+async def _verdicts(running: Program, count: int, limits: Limits) -> list[Verdict]:
     verdicts: list[Verdict] = []
-    assert process.stdout is not None
     begun = False
     while len(verdicts) < count:
         try:
             async with asyncio.timeout(limits.wall + START_SECONDS * (not verdicts and not begun)):
-                line = await process.stdout.readline()
+                line = await running.stdout.readline()
         except TimeoutError:
             late = Verdict(False, f"took longer than {limits.seconds:g} s")
             return [*verdicts, late] if begun else [late] * count
         if not line:
-            raise InternalError(f"the tests ended with exit code {await process.wait()}")
+            raise InternalError(f"the tests ended with exit code {await running.wait()}")
         message = json.loads(line)
         if "failed" in message:
             return [Verdict(False, message["failed"])] * count

@@ -1,6 +1,13 @@
 """`code` over gRPC: programs that are right, partly right and wrong, in every form that tests have."""
 
+import asyncio
+import json
+import os
+import shutil
+import sys
+import sysconfig
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +105,84 @@ async def test_a_test_that_cannot_be_run_is_an_error_and_no_reward(stub: Any, fi
     assert says in response.results[0].error.message
 
 
+HOLDING = """
+import os, time
+a = bytearray(b"x") * ({before} << 20)
+children = []
+for _ in range(4):
+    child = os.fork()
+    if not child:
+        b = bytearray(b"x") * ({each} << 20)
+        time.sleep({seconds})
+        os._exit(0)
+    children.append(child)
+for child in children:
+    os.waitpid(child, 0)
+print("DONE")
+"""
+
+
+def holding(before: int, each: int, seconds: int) -> str:
+    """A program with five processes; MiB that they share, and MiB that each of four has for itself."""
+    return HOLDING.format(before=before, each=each, seconds=seconds)
+
+
+@needs_sandbox
+async def test_memory_is_bounded_for_all_processes_of_a_program_together(stub: Any) -> None:
+    args = {"timeout": 60, "memory_mb": 256}
+    programs = (holding(0, 100, seconds=60), holding(100, 1, seconds=1))
+    response = await stub.ScoreRollouts(
+        group("code", *programs, args=args, fields={"tests": [{"input": "", "output": "DONE"}]}), timeout=120
+    )
+    assert outcomes(response) == [0.0, 1.0], "what processes share is counted once"
+    assert "held more than 256 MiB, all of its processes together" in response.results[0].score.explanation
+
+
+UNPRIVILEGED = """
+import asyncio, json
+from reward_svc.sandbox.launch import Limits, Sandbox
+from reward_svc.sandbox.tests_of import asserts, prints
+
+async def main():
+    sandbox, limits = Sandbox.find(allow_unsafe=False), Limits(10, memory=256 << 20)
+    verdicts = [await prints(sandbox, program, "", "DONE", limits) for program in {programs!r}]
+    verdicts += await asserts(sandbox, "def f(x): return x + 1", ["assert f(1) == 2", "assert f(1) == 3"], limits)
+    print(json.dumps([sandbox.name, [verdict.passed for verdict in verdicts]]))
+
+asyncio.run(main())
+"""
+
+
+@needs_sandbox
+async def test_it_works_for_a_service_that_is_not_root() -> None:
+    python = shutil.which(f"python3.{sys.version_info.minor}", path="/usr/bin:/usr/local/bin")
+    if os.geteuid() != 0 or python is None:
+        pytest.skip(f"needs root to become nobody, and a Python 3.{sys.version_info.minor} that nobody may run")
+    programs = [
+        "print('DONE')",
+        holding(0, 100, seconds=60),
+        "open('/etc/passwd')\nprint('DONE')",
+        "import socket\nsocket.socket()\nprint('DONE')",
+        "import os\nos.listdir('/root')\nprint('DONE')",
+        "import os\nos.setuid(0)\nprint('DONE' if os.listdir('/proc/1/root/root') else '')",
+    ]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), sysconfig.get_path("purelib")])
+    process = await asyncio.create_subprocess_exec(
+        python,
+        *("-c", UNPRIVILEGED.format(programs=programs)),
+        env={"PYTHONPATH": path},
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    if b"Permission denied" in err or b"No module named" in err:
+        pytest.skip(f"nobody may not read this folder or its packages: {err.decode().splitlines()[-1]}")
+    assert json.loads(out) == ["bubblewrap", [True, False, False, False, False, False, True, False]], err
+
+
 async def test_without_a_sandbox_it_refuses_unless_allowed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch.shutil, "which", lambda name: None)
     async with reward_stub(Code(1)) as stub:
@@ -107,3 +192,13 @@ async def test_without_a_sandbox_it_refuses_unless_allowed_by_name(monkeypatch: 
         request = group("code", ADD, args=ARGS, fields={"tests": ["assert add(1, 2) == 3"]})
         assert outcomes(await stub.ScoreRollouts(request)) == [1.0]
         assert Sandbox.find(allow_unsafe=True).name == "none"
+        limited = group(
+            "code",
+            "while True: pass",
+            "a = bytearray(b'x') * (1 << 30)\nprint('DONE')",
+            "print('x' * (8 << 20))",
+            "import os\nprint('DONE' if {'PATH', 'HOME', 'PYTHONPATH'} & os.environ.keys() else 'nothing')",
+            args={"timeout": 1},
+            fields={"tests": [{"input": "", "output": "DONE"}]},
+        )
+        assert outcomes(await stub.ScoreRollouts(limited, timeout=120)) == [0.0] * 4, "limits hold all the same"

@@ -56,6 +56,12 @@ PRINTING = {
     "connect to the service": "import socket\n" + attempt("socket.create_connection(('127.0.0.1', {port}), 1)"),
     "connect to the internet": "import socket\n" + attempt("socket.create_connection(('1.1.1.1', 53), 1)"),
     "resolve a name": "import socket\n" + attempt("socket.getaddrinfo('example.org', 80)"),
+    "hold memory in files of memory": "import os\n" + attempt("os.memfd_create('x')"),
+    "hold memory in segments": "import ctypes\nif ctypes.CDLL(None).shmget(0, 1 << 20, 0o1600) >= 0: " + DID,
+    "hold memory in many processes": (
+        "import os, time\nfor _ in range(6):\n    if not os.fork():\n        a = bytearray(b'x') * (60 << 20)\n"
+        "        time.sleep(60)\ntime.sleep(3)\n" + DID
+    ),
     "listen on a port": "import socket\n" + attempt("socket.socket().bind(('0.0.0.0', 0))"),
     "talk to the hypervisor": "import socket\n" + attempt("socket.socket(40, socket.SOCK_STREAM)"),
     "open a unix socket": "import socket\n" + attempt("socket.socket(socket.AF_UNIX)"),
