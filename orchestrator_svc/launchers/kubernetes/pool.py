@@ -130,8 +130,9 @@ class KubernetesPool(WorkerPool):
     async def is_anchored(self) -> bool:
         """Whether the anchor is still there."""
         found = await self.api.find(CONFIG_MAP, self.owner.name)
-        there = found is not None and not found["metadata"].get("deletionTimestamp")
-        return there and found["metadata"]["uid"] == self.owner.uid
+        if found is None or found["metadata"].get("deletionTimestamp"):
+            return False
+        return bool(found["metadata"]["uid"] == self.owner.uid)
 
     def owns(self, item: Object) -> bool:
         """Whether an object belongs to this job: by its owner's uid, which a name alone does not prove."""
