@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator_svc import store
+from orchestrator_svc.allowed import check_inputs, check_remote_code, check_variables
 from orchestrator_svc.bell import Bell
 from orchestrator_svc.custom_code import check_allowed
 from orchestrator_svc.database import Database
@@ -126,6 +127,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     async def ReplaceReward(self, request: job_pb2.ReplaceRewardRequest, context: Any) -> job_pb2.Job:
         job_id = job_id_of(request.name)
         row = await self._database.read(lambda c: store.get(c, job_id))
+        check_variables({"token_env": request.token_env}, self._settings.token_variables)
         service, environment_id = wanted_service(row, request)
         if service.address:
             await check_service(service, environment_id)
@@ -181,6 +183,10 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         restricted = self._settings.restrict_paths
         if root is not None and (restricted or restricted is None):
             check_paths(given, root)
+        if self._settings.input_roots:
+            check_inputs(given, [*self._settings.input_roots, *([root] if root else [])])
+        check_variables(given, self._settings.token_variables)
+        check_remote_code(given, self._settings.custom_modules)
         if self._settings.allowed_urls:
             check_urls(given, self._settings.allowed_urls)
         if resolved.kind == "grpo" and resolved.orch.advantage.import_path:

@@ -95,6 +95,13 @@ class OrchestratorSettings(ServiceSettings):
     restrict_paths: bool | None = None
     """Whether jobs may write under output_root only. Unset means yes if output_root is set."""
 
+    input_roots: list[Path] = Field(default_factory=list)
+    """Folders that jobs may read models and data from, as JSON, beside output_root; empty is any."""
+
+    token_variables: list[str] = Field(default_factory=lambda: ["REWARD_*", "*_REWARD_TOKEN"])
+    """Names of variables of this process whose values jobs may have sent to the services that they name (token_env),
+    with `*` for any characters, as JSON."""
+
     allowed_urls: list[str] = Field(default_factory=list)
     """Beginnings of the URLs that jobs may name (s3://BUCKET/PREFIX/), as JSON; empty is any that the services may
     use."""

@@ -26,6 +26,9 @@ _WINDOW_SECONDS = 600.0
 _EXIT_GRACE = 5.0
 _STOP_SECONDS = 30.0
 
+_ONE_USER = ("--custom-modules", '["*"]', "--token-variables", '["*"]')
+"""The orchestrator serves whoever started it: the jobs' code and variables are that person's own."""
+
 
 class LocalOrchestrator(Source):
     """Runs `python -m orchestrator_svc` with the `local` launcher on a store in the job's output folder."""
@@ -76,7 +79,7 @@ class LocalOrchestrator(Source):
         store = self._output_dir / STATE_FOLDER / "jobs.db"
         self._process = await start_service(
             "orchestrator_svc",
-            ["--launcher", "local", "--store-url", f"sqlite:///{store}", "--custom-modules", '["*"]'],
+            ["--launcher", "local", "--store-url", f"sqlite:///{store}", *_ONE_USER],
             log_file=self._log_file,
             token=self._token,
             name="orchestrator",

@@ -59,6 +59,23 @@ def missing_paths(config: Mapping[str, Any], base: Path) -> list[Violation]:
     ]
 
 
+def input_paths(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Inputs that are paths of the machine that reads them, with their keys: by their spelling, or since they exist."""
+    return [
+        (key, value)
+        for pattern in INPUT_KEYS
+        for key, value in _values(config, pattern.split("."))
+        if _is_path(value) or (not is_url(value) and (value.count("/") > 1 or _exists(value)))
+    ]
+
+
+def _exists(value: str) -> bool:
+    try:
+        return Path(value).exists()
+    except (OSError, ValueError):  # a chat template in the place of its file may be too long for a name
+        return False
+
+
 def _is_path(value: str) -> bool:
     """Whether a value is spelled as a path, rather than as a name on the hub."""
     return not is_url(value) and (value.startswith((".", "/", "~")) or value.endswith(DATA_FILES))

@@ -38,7 +38,7 @@ class TokenSource:
 
     def _reload(self, file: Path) -> None:
         try:
-            if _stamp(file) != self._stamp:
+            if file_stamp(file) != self._stamp:
                 self._tokens = self._env_tokens + self._read(file)
         except (OSError, ConfigError) as error:
             # A rotation may be caught half-way; the tokens that were valid stay valid until the file can be read.
@@ -46,7 +46,7 @@ class TokenSource:
 
     def _read(self, file: Path) -> tuple[str, ...]:
         try:
-            stamp, text = _stamp(file), file.read_text(encoding="utf-8")
+            stamp, text = file_stamp(file), file.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError.of([Violation("token_file", f"cannot read {file}: {error.strerror}")]) from error
         found = tuple(line.strip() for line in text.splitlines() if line.strip())
@@ -77,7 +77,7 @@ def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> grpc.Se
 
     Raises ConfigError if a file cannot be read, is not PEM, or key and certificate do not belong together.
     """
-    _check_pair(cert, key, client_ca)
+    check_pair(cert, key, client_ca)
 
     def configuration() -> grpc.ServerCertificateConfiguration:
         chain = [(key.read_bytes(), cert.read_bytes())]
@@ -85,7 +85,7 @@ def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> grpc.Se
 
     def renewed() -> grpc.ServerCertificateConfiguration | None:
         try:
-            _check_pair(cert, key, client_ca)
+            check_pair(cert, key, client_ca)
             return configuration()
         except (OSError, ConfigError) as error:
             _log.warning("renewed TLS files cannot be used; the certificate loaded before stays", error=str(error))
@@ -101,12 +101,12 @@ def _when_changed(
     files: list[Path], renewed: Callable[[], grpc.ServerCertificateConfiguration | None]
 ) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
     """Called at every handshake: the new configuration if a file changed since the last look, else None."""
-    seen = [_stamp(file) for file in files]
+    seen = [file_stamp(file) for file in files]
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         nonlocal seen
         try:
-            now = [_stamp(file) for file in files]
+            now = [file_stamp(file) for file in files]
         except OSError:
             return None
         if now == seen:
@@ -119,7 +119,8 @@ def _when_changed(
     return fetch
 
 
-def _check_pair(cert: Path, key: Path, client_ca: Path | None) -> None:
+def check_pair(cert: Path, key: Path, client_ca: Path | None) -> None:
+    """Raises ConfigError if they are no certificate and its key, or `client_ca` is no certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(cert, key)
@@ -138,7 +139,8 @@ def _why(error: OSError) -> str:
     return str(reason).replace("_", " ").lower()
 
 
-def _stamp(file: Path) -> tuple[int, int, int]:
+def file_stamp(file: Path) -> tuple[int, int, int]:
+    """Changes whenever the file does. Raises OSError."""
     stat = file.stat()
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 

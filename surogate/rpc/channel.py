@@ -13,6 +13,7 @@ from surogate.config.service import MIB
 from surogate.rpc import address
 from surogate.rpc.context import to_metadata
 from surogate.rpc.deadlines import Deadlines, deadline_of
+from surogate.rpc.renewing import RenewingChannel
 from surogate.rpc.security import ClientSecurity, authorization
 from surogate.rpc.status import from_rpc_error
 from surogate.telemetry import tracing
@@ -49,12 +50,15 @@ def open_channel(
     options = _channel_options(
         security, idempotent=idempotent, max_message_bytes=max_message_bytes, balanced=target.startswith(_MANY)
     )
-    if security.uses_tls:
-        inner = grpc.aio.secure_channel(target, security.credentials(), options=options)
-    else:
+    if not security.uses_tls:
         _warn_if_exposed(target, security)
-        inner = grpc.aio.insecure_channel(target, options=options)
-    return _Channel(inner, _CallDefaults(security, deadlines or {}, default_deadline))
+
+    def connect() -> grpc.aio.Channel:
+        if security.uses_tls:
+            return grpc.aio.secure_channel(target, security.credentials(), options=options)
+        return grpc.aio.insecure_channel(target, options=options)
+
+    return _Channel(RenewingChannel(connect, security), _CallDefaults(security, deadlines or {}, default_deadline))
 
 
 def open_blocking_channel(target: str, security: ClientSecurity) -> grpc.Channel:
@@ -134,8 +138,8 @@ class _CallDefaults:
 class _Channel(grpc.aio.Channel):
     """A channel whose calls have the defaults and raise domain exceptions."""
 
-    def __init__(self, inner: grpc.aio.Channel, defaults: _CallDefaults) -> None:
-        self._inner = inner
+    def __init__(self, renewing: RenewingChannel, defaults: _CallDefaults) -> None:
+        self._renewing = renewing
         self._defaults = defaults
 
     async def __aenter__(self) -> _Channel:
@@ -144,36 +148,40 @@ class _Channel(grpc.aio.Channel):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._inner.close(None)
+        await self._renewing.close(None)
 
     async def close(self, grace: float | None = None) -> None:
-        await self._inner.close(grace)
+        await self._renewing.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        return self._inner.get_state(try_to_connect)
+        return self._renewing.current.get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        await self._inner.wait_for_state_change(last_observed_state)
+        await self._renewing.current.wait_for_state_change(last_observed_state)
 
     async def channel_ready(self) -> None:
-        await self._inner.channel_ready()
+        await self._renewing.current.channel_ready()
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._wrap(self._inner.unary_unary, method, args, kwargs)
+        return self._wrap("unary_unary", method, args, kwargs)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._wrap(self._inner.unary_stream, method, args, kwargs)
+        return self._wrap("unary_stream", method, args, kwargs)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._wrap(self._inner.stream_unary, method, args, kwargs)
+        return self._wrap("stream_unary", method, args, kwargs)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self._wrap(self._inner.stream_stream, method, args, kwargs)
+        return self._wrap("stream_stream", method, args, kwargs)
 
-    def _wrap(self, make: Callable[..., Any], method: str, args: Any, kwargs: Any) -> Callable[..., _Call]:
-        inner = make(method, *args, **kwargs)
+    def _wrap(self, kind: str, method: str, args: Any, kwargs: Any) -> Callable[..., _Call]:
+        channel = self._renewing.current
+        inner = getattr(channel, kind)(method, *args, **kwargs)
 
         def call(request: Any = None, *, timeout: float | None = None, metadata: Any = None, **options: Any) -> _Call:
+            nonlocal channel, inner
+            if channel is not (current := self._renewing.current):
+                channel, inner = current, getattr(current, kind)(method, *args, **kwargs)
             seconds = self._defaults.timeout(method) if timeout is None else timeout
             return _Call(inner(request, timeout=seconds, metadata=self._defaults.metadata(metadata), **options))
 

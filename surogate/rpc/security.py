@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 
 from surogate.errors import ConfigError, Violation
-from surogate.rpc.auth import TokenSource
+from surogate.rpc.auth import TokenSource, check_pair, file_stamp
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,18 @@ class ClientSecurity:
             _read(self.key_file, "SUROGATE_TLS_KEY"),
             _read(self.cert_file, "SUROGATE_TLS_CERT"),
         )
+
+    def stamp(self) -> tuple[tuple[int, int, int], ...] | None:
+        """Changes whenever one of the TLS files does; None while one cannot be looked at."""
+        try:
+            return tuple(file_stamp(file) for file in (self.ca_file, self.cert_file, self.key_file) if file)
+        except OSError:
+            return None
+
+    def check(self) -> None:
+        """Raises ConfigError if the client's certificate and key do not belong together: one may be yet to come."""
+        if self.cert_file and self.key_file:
+            check_pair(self.cert_file, self.key_file, None)
 
     @property
     def has_token(self) -> bool:

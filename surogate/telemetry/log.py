@@ -6,6 +6,7 @@ The standard library's loggers (gRPC's, vLLM's, SQLAlchemy's) go the same way, s
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ import structlog
 
 LogFormat = Literal["auto", "text", "json"]
 CONTEXT_KEYS = ("job", "step", "policy_version")
-_SECRET_KEYS = frozenset({"authorization", "token", "tokens", "password", "api_key"})
+_SECRET_KEYS = frozenset({"authorization", "token", "tokens", "password", "api_key", "secret", "aws_secret_access_key"})
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _process_context: dict[str, object] = {}
 
 
@@ -78,8 +80,7 @@ def formatter(as_json: bool, *, colors: bool = False) -> logging.Formatter:
         structlog.processors.JSONRenderer(default=str) if as_json else structlog.dev.ConsoleRenderer(colors=colors)
     )
     closing: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, _redact]
-    if as_json:
-        closing.append(structlog.processors.format_exc_info)
+    closing.append(structlog.processors.format_exc_info if as_json else _tame)
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[structlog.stdlib.ExtraAdder(), _name_as_component, *_shared(as_json)],
         processors=[*closing, renderer],
@@ -118,6 +119,23 @@ def _name_as_component(_logger: object, _method: str, event: MutableMapping[str,
 
 
 def _redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key in event.keys() & _SECRET_KEYS:
-        event[key] = "[redacted]"
+    for key, value in event.items():
+        event[key] = _without_secrets(key, value)
+    return event
+
+
+def _without_secrets(key: object, value: Any) -> Any:
+    if str(key).lower() in _SECRET_KEYS:
+        return "[redacted]"
+    if isinstance(value, dict):
+        return {name: _without_secrets(name, inner) for name, inner in value.items()}
+    return value
+
+
+def _tame(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Text of others (a reward service's error, a job's label) neither steers the terminal nor looks like a line of its
+    own: JSON escapes by itself."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", value).replace("\n", "\n    ")
     return event

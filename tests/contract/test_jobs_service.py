@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -140,6 +141,35 @@ async def test_urls_outside_of_those_that_are_allowed_are_refused(tmp_path: Path
         with pytest.raises(ConfigError, match="not below a URL that this server allows") as caught:
             await orchestrator.create(sft_config(checkpoint_dir=url), validate_only=True)
     assert [violation.field for violation in caught.value.violations] == ["train.checkpoint_dir"]
+
+
+async def test_what_jobs_may_read_send_and_run_is_bounded(tmp_path: Path, jobs: Jobs) -> None:
+    shared, root = tmp_path / "shared", tmp_path / "root"
+    for folder in (shared, root, shared / "model"):
+        folder.mkdir()
+    (shared / "link").symlink_to("/etc")
+
+    def reading(path: str) -> dict[str, Any]:
+        entry = {"path": path, "type": "instruction", "instruction_field": "q", "output_field": "a"}
+        return sft_config(str(shared / "model"), datasets=[entry])
+
+    settings = {"input_roots": [shared], "output_root": root}
+    async with orchestrating(tmp_path, {"sft": jobs.run}, EmptyLauncher(), **settings) as orchestrator:
+
+        async def refused(config: dict[str, Any]) -> list[str]:
+            with pytest.raises(ConfigError) as caught:
+                await orchestrator.create(config, validate_only=True)
+            return [violation.field for violation in caught.value.violations]
+
+        await orchestrator.create(reading("org/data"), validate_only=True)
+        for path in ("/etc/passwd", f"{shared}/link/passwd", f"{shared}/../secret", "~/secret", "../x.jsonl"):
+            assert await refused(reading(path)) == ["train.datasets.0.path"]
+        env = {"id": "mine", "address": "evil.example:1", "token_env": "AWS_SECRET_ACCESS_KEY"}
+        assert await refused(job_config("org/m", env=[env])) == ["orch.env.0.token_env"]
+        meant = [{**env, "token_env": "REWARD_TOKEN"}]
+        await orchestrator.create(job_config("org/m", env=meant), validate_only=True)
+        trusting = {**job_config("org/m"), "infer": {"trust_remote_code": True}}
+        assert await refused(trusting) == ["infer.trust_remote_code"]
 
 
 async def test_one_folder_has_one_job_at_a_time(orchestrator: Orchestrator) -> None:

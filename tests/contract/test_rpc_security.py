@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from surogate.config.service import ServiceSettings
+from surogate.config.service import MIB, ServiceSettings
 from surogate.errors import ConfigError, UnauthenticatedError, UnavailableError, UnimplementedError
 from surogate.rpc import health
 from surogate.rpc.channel import ClientSecurity, open_channel
@@ -171,6 +171,79 @@ async def test_a_renewed_certificate_is_taken_up(tmp_path: Path) -> None:
         new.issue("server")  # writes the same files
         async with open_channel(server.address, ClientSecurity(ca_file=new.cert)) as channel:
             assert await get(channel) == "jobs/x"
+
+
+async def test_both_ends_renew_short_lived_certificates_without_a_restart(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server_pair = authority.issue("server", seconds=3.0)
+    client_pair = authority.issue("client", seconds=3.0)
+    settings = ServiceSettings(
+        tls_cert=server_pair.cert,
+        tls_key=server_pair.key,
+        tls_client_ca=authority.cert,
+        max_connection_age=0.5,  # connections are made anew, as they are when pods move
+    )
+    security = ClientSecurity(ca_file=authority.cert, cert_file=client_pair.cert, key_file=client_pair.key)
+    async with serving(register, settings) as server, open_channel(server.address, security) as channel:
+        stub = job_pb2_grpc.JobServiceStub(channel)
+
+        async def called() -> bool:
+            try:
+                return (await stub.GetJob(job_pb2.GetJobRequest(), timeout=5)).name == "jobs/x"
+            except UnavailableError:
+                return False
+
+        assert await called()
+        while await called():  # noqa: ASYNC110 - until they have expired
+            await asyncio.sleep(0.2)
+        key = client_pair.key.read_bytes()
+        authority.issue("server")
+        authority.issue("client")
+        renewed = client_pair.key.read_bytes()
+        client_pair.key.write_bytes(key)
+        assert not await called(), "a key without its certificate is not used"
+        client_pair.key.write_bytes(renewed)
+        while not await called():  # noqa: ASYNC110 - gRPC tries again after a pause
+            await asyncio.sleep(0.2)
+
+
+async def test_calls_in_flight_outlive_a_renewal(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server_pair, client_pair = authority.issue("server"), authority.issue("client")
+    settings = ServiceSettings(tls_cert=server_pair.cert, tls_key=server_pair.key, tls_client_ca=authority.cert)
+    security = ClientSecurity(ca_file=authority.cert, cert_file=client_pair.cert, key_file=client_pair.key)
+    answer = asyncio.Event()
+
+    class Slow(Jobs):
+        async def GetJob(self, request: job_pb2.GetJobRequest, context: object) -> job_pb2.Job:
+            if request.name == "slow":
+                await answer.wait()
+            return job_pb2.Job(name="jobs/x")
+
+    def slowly(server: RpcServer) -> None:
+        server.add(job_pb2_grpc.add_JobServiceServicer_to_server, Slow(), "surogate.v1.JobService")
+
+    async with serving(slowly, settings) as server, open_channel(server.address, security) as channel:
+        stub = job_pb2_grpc.JobServiceStub(channel)
+        slow = asyncio.ensure_future(stub.GetJob(job_pb2.GetJobRequest(name="slow"), timeout=30))
+        await asyncio.sleep(0.3)
+        authority.issue("client")
+        assert await get(channel) == "jobs/x"
+        answer.set()
+        assert (await slow).name == "jobs/x"
+
+
+async def test_a_compressed_bomb_is_refused_unread() -> None:
+    settings = ServiceSettings(max_message_bytes=MIB)
+    options = [("grpc.max_send_message_length", -1)]
+    async with (
+        serving(register, settings) as server,
+        grpc.aio.insecure_channel(server.address, compression=grpc.Compression.Gzip, options=options) as channel,
+    ):
+        bomb = job_pb2.GetJobRequest(name="a" * (64 * MIB))  # some 64 KiB on the wire
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await job_pb2_grpc.JobServiceStub(channel).GetJob(bomb, timeout=30)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_files_that_are_no_certificates_are_config_errors(tmp_path: Path) -> None:

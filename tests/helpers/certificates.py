@@ -32,12 +32,12 @@ class Authority:
         self.cert = folder / f"{name}.pem"
         self.cert.write_bytes(self._sign(self._name, self._key.public_key(), (), is_authority=True))
 
-    def issue(self, name: str, *hosts: str) -> Pair:
-        """A certificate for these hosts, or for 127.0.0.1 and localhost."""
+    def issue(self, name: str, *hosts: str, seconds: float = 86400.0) -> Pair:
+        """A certificate for these hosts, or for 127.0.0.1 and localhost; valid for `seconds`."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
-        pair.cert.write_bytes(self._sign(subject, key.public_key(), hosts, is_authority=False))
+        pair.cert.write_bytes(self._sign(subject, key.public_key(), hosts, is_authority=False, seconds=seconds))
         pair.key.write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -46,7 +46,13 @@ class Authority:
         return pair
 
     def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, hosts: Sequence[str], *, is_authority: bool
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        hosts: Sequence[str],
+        *,
+        is_authority: bool,
+        seconds: float = 86400.0,
     ) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
         here = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
@@ -58,7 +64,7 @@ class Authority:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(seconds=seconds))
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
         )

@@ -71,3 +71,28 @@ def test_an_inner_context_ends_with_its_block() -> None:
             assert log.current_context() == {"job": "a", "step": 2}
         assert log.current_context() == {"job": "a", "step": 1}
     assert log.current_context() == {}
+
+
+def test_text_of_others_forges_no_line_and_steers_no_terminal() -> None:
+    out = io.StringIO()
+    log.configure("text", "info", stream=out)
+    try:
+        said = "no answer\n2026-01-01T00:00:00Z [info     ] all is well\x1b[2J\r"
+        log.get_logger("reward").warning("the service said", error=said)
+        log.get_logger("reward").warning(said)
+    finally:
+        log.configure("json", "warning")
+    lines = out.getvalue().splitlines()
+    assert all("all is well" not in line or line.startswith("    ") or "the service said" in line for line in lines)
+    assert "\x1b" not in out.getvalue()
+    assert "\r" not in out.getvalue()
+
+
+def test_secrets_inside_of_values_are_left_out() -> None:
+    out = io.StringIO()
+    log.configure("json", "info", stream=out)
+    try:
+        log.get_logger("x").info("called", headers={"Authorization": "Bearer s3cret", "n": 1})
+    finally:
+        log.configure("json", "warning")
+    assert "s3cret" not in out.getvalue()
