@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.helpers.tiny import EOS, PAD, SPECIAL_TOKENS, VOCAB_SIZE, make_tiny_tokenizer
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig
 
 SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256,
     "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": SPECIAL_TOKENS.index(EOS),
     "pad_token_id": SPECIAL_TOKENS.index(PAD),
@@ -66,3 +68,31 @@ def _config(name: str) -> PretrainedConfig:
         return Qwen3MoeConfig(**SIZES, **experts, num_experts=4, moe_intermediate_size=24, mlp_only_layers=[1])
     assert name == "gpt-oss"
     return GptOssConfig(**SIZES, **experts, num_local_experts=4, sliding_window=WINDOW)
+
+
+def make_mxfp4_model(folder: Path) -> dict[str, torch.Tensor]:
+    """Makes a gpt-oss whose experts are stored as in its published checkpoints; returns what those weights mean."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    make_model("gpt-oss", folder)
+    state, meant = {}, {}
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    draw = torch.Generator().manual_seed(0)
+    for name, weight in load_file(folder / "model.safetensors").items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            state[name] = weight.bfloat16()
+            continue
+        experts, inner, outer = weight.shape
+        blocks = torch.randint(0, 256, (experts, outer, inner // 32, 16), dtype=torch.uint8, generator=draw)
+        scales = torch.randint(121, 125, (experts, outer, inner // 32), dtype=torch.uint8, generator=draw)
+        state |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        numbers = values[torch.stack([blocks & 15, blocks >> 4], dim=-1).long()].flatten(-2)
+        scaled = numbers * torch.exp2(scales.float() - 127)[..., None]
+        meant[name] = scaled.flatten(-2).transpose(1, 2).contiguous()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    plain = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config |= {"dtype": "bfloat16", "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": plain}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return meant

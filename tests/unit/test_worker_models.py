@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from surogate.errors import ConfigError
 from surogate.v1 import trainer_pb2 as trainer
-from tests.helpers.architectures import ARCHITECTURES, MIXTURES, make_model
+from tests.helpers.architectures import ARCHITECTURES, MIXTURES, make_model, make_mxfp4_model
 from tests.helpers.engine import open_engine
 from tests.helpers.tiny import VOCAB_SIZE
 from trainer_svc.worker import lora as adapters
@@ -182,3 +182,37 @@ def test_adapters_on_experts_are_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         open_engine(kind, tmp_path, {**TRAIN, **EXPERTS, "model": str(model_of(name, folder)), **keys})
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_pushed_weights_have_the_names_of_the_checkpoint(folder: Path, tmp_path: Path, name: str) -> None:
+    engine, _ = open_engine("grpo", tmp_path, {**TRAIN, "model": str(model_of(name, folder)), "lora": False})
+    pushed = load_file(engine.export_weights(1, str(tmp_path)).path)
+    stored = load_file(folder / name / "model.safetensors")
+    assert set(pushed) == set(stored)
+    assert all(torch.equal(pushed[weight], value) for weight, value in stored.items())
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+def test_a_checkpoint_in_mxfp4_is_trained_as_what_it_means(folder: Path, tmp_path: Path, lora: bool) -> None:
+    meant = make_mxfp4_model(tmp_path / "model")
+    data = [{"path": str(folder / "chat.jsonl"), "type": "conversation"}]
+    train = {**TRAIN, "model": str(tmp_path / "model"), "datasets": data, "lora": lora, "save_steps": 1}
+    engine, whole = open_engine("sft", tmp_path / "out", train)
+    for name, value in meant.items():
+        assert torch.equal(engine.session.policy.model.get_parameter(name), value)
+    engine.run()
+    saved = plain_model(tmp_path / "model").float() if lora else plain_model(tmp_path / "out")
+    saved = PeftModel.from_pretrained(saved, tmp_path / "out") if lora else saved
+    with torch.no_grad():
+        torch.testing.assert_close(saved(IDS).logits, engine.session.policy.model(IDS).logits, rtol=1e-3, atol=1e-3)
+    if lora:
+        merge.merge(tmp_path / "out", str(tmp_path / "model"), tmp_path / "merged", dtype="float32")
+        with torch.no_grad():
+            found = plain_model(tmp_path / "merged")(IDS).logits
+            torch.testing.assert_close(found, saved(IDS).logits, rtol=1e-3, atol=1e-3)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "out" / "checkpoint-1").rename(tmp_path / "again" / "checkpoint-1")
+    resumed, rest = open_engine("sft", tmp_path / "again", train)
+    resumed.run()
+    assert rest.losses == whole.losses[1:]

@@ -125,8 +125,9 @@ def _load_base(base: str, adapter: Path) -> PreTrainedModel:
     """The model that the adapter was trained on: with weights as they came out of quantising, if they were."""
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
+    from trainer_svc.worker.modeling import read_decoded
     from trainer_svc.worker.quantized.loading import dequantize_layers, read_quantized
     from trainer_svc.worker.quantized.record import Quantization
 
@@ -137,9 +138,10 @@ def _load_base(base: str, adapter: Path) -> PreTrainedModel:
     except ValueError as error:
         raise wrong("adapter", str(error)) from error
     try:
+        config = AutoConfig.from_pretrained(base)
         if quantization is None:
-            return AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-        model, _ = read_quantized(base, AutoConfig.from_pretrained(base), quantization, torch.device("cpu"))
+            return read_decoded(base, config, "auto")[0]
+        model, _ = read_quantized(base, config, quantization, torch.device("cpu"))
         dequantize_layers(model, quantization.dtype)
         return model
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config, PretrainedConfig, PreTrainedModel
 
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, Violation
@@ -53,6 +53,8 @@ def load_model(
     config = load_model_config(train)
     trained = torch.bfloat16 if train.master_dtype == "bf16" else torch.float32
     precision = Precision.of(train.torch_dtype, getattr(config, "dtype", None), trained)
+    if source is not None and _stored_in(config) is not None:
+        del config.quantization_config  # a checkpoint has plain weights
     if precision.autocast is None and trained == torch.bfloat16:
         raise config_error("master_dtype", "is bf16, and the model computes in float32; set torch_dtype: bfloat16")
     path = str(source or model_source(train.model))
@@ -65,7 +67,7 @@ def load_model(
         else:
             quantization = quantization_of(train, config, dtype) if quantize else None
             model = _read_weights(path, config, dtype, quantization, device(train))
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise
         raise config_error("model", _unreadable(path, error)) from error
@@ -88,13 +90,38 @@ def vocab_size(model: PreTrainedModel) -> int:
 def quantization_of(train: TrainConfig, config: PretrainedConfig, dtype: torch.dtype) -> Quantization | None:
     """How linear layers are to be stored; None for as they are. Raises ConfigError if they are quantised already."""
     quantization = Quantization.of(train, dtype, int(getattr(config.get_text_config(), "num_hidden_layers", 0)))
-    theirs = getattr(config, "quantization_config", None)
-    if quantization is not None and theirs is not None:
-        kind = theirs.get("quant_method") if isinstance(theirs, dict) else theirs.quant_method
+    kind = _stored_in(config)
+    if quantization is not None and kind is not None:
         raise config_error(
             "model", f"{train.model} is quantised already ({kind}); leave out qlora_*, or name its original"
         )
     return quantization
+
+
+def _stored_in(config: PretrainedConfig) -> str | None:
+    """The format of a checkpoint that is quantised; None for plain weights."""
+    theirs = getattr(config, "quantization_config", None)
+    if theirs is None:
+        return None
+    return str(theirs.get("quant_method") if isinstance(theirs, dict) else theirs.quant_method)
+
+
+def read_decoded(
+    path: str, config: PretrainedConfig, dtype: torch.dtype | Literal["auto"]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model and transformers' report of the loading. MXFP4, which gpt-oss comes in, is decoded so that it trains.
+
+    `auto` is the checkpoint's dtype.
+    """
+    mxfp4 = _stored_in(config) == "mxfp4"
+    options = {"quantization_config": Mxfp4Config(dequantize=True)} if mxfp4 else {}
+    model, report = AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=dtype, output_loading_info=True, **options
+    )
+    if mxfp4:
+        model._weight_conversions = None  # else plain weights would be written by the names of MXFP4's parts
+        model = model.to(model.dtype if dtype == "auto" else dtype)
+    return model, report
 
 
 def _read_weights(
@@ -106,7 +133,7 @@ def _read_weights(
 ) -> PreTrainedModel:
     """Reads all weights; one that the files lack is an error, not a random one."""
     if quantization is None:
-        model, report = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
+        model, report = read_decoded(path, config, dtype)
     else:
         model, report = read_quantized(path, config, quantization, where)
     missing = sorted(report["missing_keys"])
