@@ -118,6 +118,22 @@ def test_recorded_passes_give_what_launched_ones_give(tmp_path: Path, keys: dict
         assert distance(found[name], gradient) < 1e-2 or gradient.norm() < 1e-6, name
 
 
+def test_recorded_dropout_never_repeats_itself(tmp_path: Path) -> None:
+    loaded = session(tmp_path, lora_dropout=0.5)
+    for name, weight in loaded.policy.trainable().items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    graphs = loaded.policy.graphs()
+    assert graphs is not None
+    losses = {float(graphs.backward(collate(BATCHES[2], block=loaded.policy.block), 100)) for _ in range(5)}
+    assert len(losses) == 5
+    assert all(weight.grad.isfinite().all() for weight in loaded.policy.trainable().values())
+
+
+def test_dropout_that_is_recomputed_is_not_recorded(tmp_path: Path) -> None:
+    assert session(tmp_path, lora_dropout=0.5, recompute=True).policy.graphs() is None
+
+
 @pytest.mark.parametrize("lora", [True, False])
 def test_a_cuda_device_trains_as_a_cpu_does(tmp_path: Path, lora: bool) -> None:
     exact, expected = gradients_of(

@@ -16,6 +16,7 @@ from trainer_svc.worker.forward import PackedForward
 from trainer_svc.worker.graphs import MicroBatchGraphs
 from trainer_svc.worker.modeling import vocab_size
 from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.recompute import has_dropout
 from trainer_svc.worker.spread import last_of_step, spread
 
 BLOCK = 128
@@ -63,7 +64,9 @@ class Policy:
         """Supervised passes as CUDA graphs; None where they cannot be recorded."""
         weights = self.trainable().values()
         own_format = all(getattr(weight, "grad_dtype", None) in (None, weight.dtype) for weight in weights)
-        possible = self.compiled and self.forward.knows_head and own_format
+        # Whether random numbers are restored for recomputation inside a graph is nowhere promised.
+        redrawn = self.model.is_gradient_checkpointing and has_dropout(self.model)
+        possible = self.compiled and self.forward.knows_head and own_format and not redrawn
         return MicroBatchGraphs(self.forward, weights) if possible else None
 
     def last_of_step(self, last: bool) -> AbstractContextManager[Any]:

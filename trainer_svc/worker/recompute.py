@@ -32,8 +32,7 @@ def use_recompute(model: PreTrainedModel, train: TrainConfig) -> None:
     """
     if train.recompute is False:
         return
-    random = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": random}
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": has_dropout(model)}
     if train.recompute == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     try:
@@ -42,6 +41,11 @@ def use_recompute(model: PreTrainedModel, train: TrainConfig) -> None:
         raise config_error(
             "recompute", f"{type(model).__name__} has no layers to recompute: set it to false"
         ) from error
+
+
+def has_dropout(model: PreTrainedModel) -> bool:
+    """Whether the model draws random numbers in training."""
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def _policy(context: Any, function: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
