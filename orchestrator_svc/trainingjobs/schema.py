@@ -15,7 +15,7 @@ import annotated_types
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from surogate.config.base import is_planned, number_of
+from surogate.config.base import number_of
 
 Schema = dict[str, Any]
 
@@ -34,9 +34,7 @@ _BOUNDS = {annotated_types.Ge: "ge", annotated_types.Gt: "gt", annotated_types.L
 def schema_of(model: type[BaseModel]) -> Schema:
     """The schema of a block of configuration."""
     properties = {
-        name: _described(field, _schema(field.annotation, field.metadata))
-        for name, field in model.model_fields.items()
-        if not is_planned(field)
+        name: _described(field, _schema(field.annotation, field.metadata)) for name, field in model.model_fields.items()
     }
     # No key is required here: another file of the job, or another name of the key, may have it.
     return {"type": "object", **ANYTHING, "properties": properties}

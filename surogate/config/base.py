@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
@@ -22,7 +22,6 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from surogate.errors import Violation
@@ -66,18 +65,6 @@ Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Text = Annotated[str, Field(min_length=1)]
-
-
-def planned(default: T, *, off: Sequence[Any] = ()) -> T:
-    """A field that is known and may hold only its default, or a value that means the same, until the feature exists."""
-    field: T = Field(default, json_schema_extra={"support": "planned", "off": list(off)})
-    return field
-
-
-def is_planned(field: FieldInfo) -> bool:
-    """Whether a field is known and not supported yet."""
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and extra.get("support") == "planned"
 
 
 def problem(field: str | tuple[str | int, ...], message: str, value: object = None) -> InitErrorDetails:
@@ -174,14 +161,8 @@ class ConfigModel(BaseModel):
     @classmethod
     def _wrong_key(cls, given: str, key: str, value: object) -> str | None:
         """Why a key cannot be taken with that value; None if it can."""
-        field = cls.model_fields.get(key)
-        if field is None:
-            return None if key in cls.without_effect else cls._unknown_key(str(given), value)
-        if not is_planned(field):
-            return None
-        default, extra = field.get_default(call_default_factory=True), field.json_schema_extra
-        off: Any = extra.get("off", []) if isinstance(extra, dict) else []
-        return None if value == default or value in off else f"{NOT_YET} (only {shown(default)} works)"
+        known = key in cls.model_fields or key in cls.without_effect
+        return None if known else cls._unknown_key(str(given), value)
 
     @classmethod
     def _unknown_key(cls, key: str, value: object) -> str | None:

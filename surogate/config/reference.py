@@ -11,7 +11,7 @@ from pydantic import BaseModel, RootModel
 from pydantic.fields import FieldInfo
 
 from surogate.config import cluster, data, env, lora, loss, model, optim, orch, ruler, sampling, shaping, train
-from surogate.config.base import is_planned, shown
+from surogate.config.base import shown
 from surogate.config.infer import InferConfig
 
 INTRODUCTION = """\
@@ -23,8 +23,7 @@ A job is one YAML file for pretraining and fine-tuning (`train.yaml`), three for
 `orch.yaml`). `surogate config check FILE…` validates them and prints what they resolve to.
 
 - A key that is not known is an error that names the nearest known one. A key that is known and not supported yet is an
-  error too; where this page says *later*, only the default works. Some keys tune engines that this is not: they are
-  accepted with a warning and are listed at the end.
+  error too. Some keys tune engines that this is not: they are accepted with a warning. Both are listed at the end.
 - Files follow YAML 1.2: `2e-4` is a number; only `true` and `false` are booleans. A key must not be there twice.
 - `--set key=value` changes a key from the command line (`--set env.0.args.n=5` reaches into lists and blocks); for GRPO
   the file stands in front: `--set train.learning_rate=1e-4`.
@@ -135,8 +134,7 @@ def table(title: str, block: type[BaseModel], *, without: Iterable[str] = (), le
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    later = "*Later.* " if is_planned(field) else ""
-    meaning = later + " ".join((field.description or "").split())
+    meaning = " ".join((field.description or "").split())
     cells = (f"`{name}`", type_name(field.annotation), _default(field), meaning)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from surogate.config.base import ConfigModel, planned
+from surogate.config.base import ConfigModel
 from surogate.config.grpo import InferConfig, OrchConfig, TrainConfig
 from surogate.config.problems import violations_of
 from surogate.errors import Violation
@@ -161,12 +161,6 @@ NOT_YET = [
 ]
 
 
-class Later(ConfigModel):
-    """A feature that is to come."""
-
-    feature: str = planned("none", off=["off"])
-
-
 def required(model: type[ConfigModel]) -> dict[str, Any]:
     return next(given for known, given, _ in MODELS if known is model)
 
@@ -204,12 +198,6 @@ def test_engine_keys_are_accepted_with_one_warning(model: type[ConfigModel], key
 @pytest.mark.parametrize(("model", "key", "value"), NOT_YET)
 def test_keys_to_come_are_refused(model: type[ConfigModel], key: str, value: object) -> None:
     assert violations(model, {**required(model), key: value}) == [f"{key}: known, not supported yet"]
-
-
-@pytest.mark.parametrize("off", ["none", "off"])
-def test_features_to_come_are_refused_unless_off(off: str) -> None:
-    assert violations(Later, {"feature": off}) == []
-    assert violations(Later, {"feature": "on"}) == ["feature: known, not supported yet (only 'none' works)"]
 
 
 def test_blocks_of_other_features_are_accepted_when_off() -> None:
