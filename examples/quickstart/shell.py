@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 INTERRUPTED = 130
-PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 120.0
 """How long an interrupted command may take to save and to stop its processes."""
 
@@ -32,8 +31,7 @@ def surogate(*arguments: str) -> None:
     print(f"\n$ {shlex.join(command)}", flush=True)
     script = Path(sysconfig.get_path("scripts")) / "surogate"
     prefix = [str(script)] if script.exists() else [sys.executable, "-m", "surogate.cli.main"]
-    # It makes no threads of its own that could hold a lock, so that code may run between fork and exec.
-    process = subprocess.Popen([*prefix, *arguments], preexec_fn=_end_with_parent)
+    process = subprocess.Popen([*_ending_with_parent(), *prefix, *arguments])
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -44,7 +42,7 @@ def surogate(*arguments: str) -> None:
         process.send_signal(signal.SIGINT)
         _wait_for_end(process)
         raise
-    if code == INTERRUPTED:
+    if code in (INTERRUPTED, -signal.SIGINT):
         raise KeyboardInterrupt
     if code != 0:
         raise CommandFailedError(command, code)
@@ -55,10 +53,13 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
 
 
-def _end_with_parent() -> None:
-    """Has the kernel interrupt the command if this program is killed (Linux)."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+def _ending_with_parent() -> list[str]:
+    """What goes before a command so that the kernel ends it if this program is killed (util-linux, on Linux).
+
+    Code of our own between fork and exec would do it too, and lose a Ctrl-C that comes just then.
+    """
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
 
 
 def _wait_for_end(process: subprocess.Popen[bytes]) -> None:
