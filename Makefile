@@ -105,7 +105,7 @@ test-verifiers: setup ## The tests of environments of the verifiers package
 
 .PHONY: test-slow
 test-slow: setup ## The tests that take longer
-	pytest -m "slow and not gpu"
+	pytest -n $(JOBS) --dist loadfile -m "slow and not gpu"
 
 .PHONY: test-all
 test-all: test test-slow ## Everything that needs no GPU

@@ -21,6 +21,7 @@ from typing import Any
 
 from reward_svc.sandbox.memory import exceeds
 from surogate.errors import FailedPreconditionError
+from surogate.process import hide_from_peers
 from surogate.telemetry.log import get_logger
 
 MIB = 1 << 20
@@ -106,6 +107,7 @@ class Sandbox:
                 "namespaces, or run the reward service in a container that is locked down and set allow_unsafe_code",
                 reason="NO_SANDBOX",
             )
+        hide_from_peers()  # programs run as the user of this service
         _log.warning("programs run without a sandbox, with limits alone", problem=problem)
         return cls((), "none")
 

@@ -144,7 +144,7 @@ from reward_svc.sandbox.launch import Limits, Sandbox
 from reward_svc.sandbox.tests_of import asserts, prints
 
 async def main():
-    sandbox, limits = Sandbox.find(allow_unsafe=False), Limits(10, memory=256 << 20)
+    sandbox, limits = Sandbox.find(allow_unsafe={unsafe}), Limits(10, memory=256 << 20)
     verdicts = [await prints(sandbox, program, "", "DONE", limits) for program in {programs!r}]
     verdicts += await asserts(sandbox, "def f(x): return x + 1", ["assert f(1) == 2", "assert f(1) == 3"], limits)
     print(json.dumps([sandbox.name, [verdict.passed for verdict in verdicts]]))
@@ -153,24 +153,16 @@ asyncio.run(main())
 """
 
 
-@needs_sandbox
-async def test_it_works_for_a_service_that_is_not_root() -> None:
+async def as_nobody(programs: list[str], *, unsafe: bool = False) -> list[Any]:
+    """The sandbox that a service of the user nobody finds, and whether programs and two asserts pass in it."""
     python = shutil.which(f"python3.{sys.version_info.minor}", path="/usr/bin:/usr/local/bin")
     if os.geteuid() != 0 or python is None:
         pytest.skip(f"needs root to become nobody, and a Python 3.{sys.version_info.minor} that nobody may run")
-    programs = [
-        "print('DONE')",
-        holding(0, 100, seconds=60),
-        "open('/etc/passwd')\nprint('DONE')",
-        "import socket\nsocket.socket()\nprint('DONE')",
-        "import os\nos.listdir('/root')\nprint('DONE')",
-        "import os\nos.setuid(0)\nprint('DONE' if os.listdir('/proc/1/root/root') else '')",
-    ]
     path = os.pathsep.join([str(Path(__file__).parents[2]), sysconfig.get_path("purelib")])
     process = await asyncio.create_subprocess_exec(
         python,
-        *("-c", UNPRIVILEGED.format(programs=programs)),
-        env={"PYTHONPATH": path},
+        *("-c", UNPRIVILEGED.format(programs=programs, unsafe=unsafe)),
+        env={"PYTHONPATH": path, **({"PATH": "/nowhere"} if unsafe else {})},
         user=65534,
         group=65534,
         extra_groups=[],
@@ -180,7 +172,33 @@ async def test_it_works_for_a_service_that_is_not_root() -> None:
     out, err = await process.communicate()
     if b"Permission denied" in err or b"No module named" in err:
         pytest.skip(f"nobody may not read this folder or its packages: {err.decode().splitlines()[-1]}")
-    assert json.loads(out) == ["bubblewrap", [True, False, False, False, False, False, True, False]], err
+    assert out, err
+    found: list[Any] = json.loads(out.splitlines()[-1])  # a warning of the log is before it
+    return found
+
+
+@needs_sandbox
+async def test_it_works_for_a_service_that_is_not_root() -> None:
+    programs = [
+        "print('DONE')",
+        holding(0, 100, seconds=60),
+        "open('/etc/passwd')\nprint('DONE')",
+        "import socket\nsocket.socket()\nprint('DONE')",
+        "import os\nos.listdir('/root')\nprint('DONE')",
+        "import os\nos.setuid(0)\nprint('DONE' if os.listdir('/proc/1/root/root') else '')",
+    ]
+    assert await as_nobody(programs) == ["bubblewrap", [True, False, False, False, False, False, True, False]]
+
+
+async def test_without_a_sandbox_programs_do_not_reach_into_the_service() -> None:
+    programs = [
+        "print('DONE')",
+        "import os\nopen(f'/proc/{os.getppid()}/environ').read()\nprint('DONE')",
+        "import os\nopen(f'/proc/{os.getppid()}/mem', 'r+b')\nprint('DONE')",
+        "import os\nos.listdir(f'/proc/{os.getppid()}/fd')\nprint('DONE')",
+        "import socket\nsocket.socket()\nprint('DONE')",
+    ]
+    assert await as_nobody(programs, unsafe=True) == ["none", [True, False, False, False, False, True, False]]
 
 
 async def test_without_a_sandbox_it_refuses_unless_allowed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
