@@ -63,7 +63,8 @@ def virtual_environment(folder: Path) -> Path:
     """A virtual environment that sees what this one has; returns its Python."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
     (site,) = folder.glob("lib/python*/site-packages")
-    (site / "outer.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    # As a folder of packages, so that what is installed there for editing is seen too.
+    (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     return folder / "bin" / "python"
 
 
