@@ -52,13 +52,19 @@ def usage(key: str, description: str) -> InvalidInputError:
     return InvalidInputError(str(violation), violations=[violation])
 
 
+class NotReachedError(UnavailableError):
+    """A server could not be reached; the message says which, and what to try."""
+
+
 @contextmanager
 def reaching(what: str, target: str, start_with: str) -> Iterator[None]:
-    """Turns the failure to reach a server into words on what to try."""
+    """Turns the failure to reach a server into words on what to try. Within another one, the inner one's words stay."""
     try:
         yield
+    except NotReachedError:
+        raise
     except UnavailableError as error:
-        raise UnavailableError(
+        raise NotReachedError(
             f"cannot reach the {what} at {target}: {error.message}\n"
             f"  Is it running there ({start_with})? Is the address right (HOST:PORT)? With TLS set SUROGATE_TLS_CA or "
             f"SUROGATE_TLS=1.",

@@ -148,6 +148,7 @@ async def test_eval_plays_episodes() -> None:
 async def test_eval_says_what_is_not_there() -> None:
     code, _, err = await surogate("env", "eval", "reverse-text", "--inference", "127.0.0.1:1")
     assert code == 1 and "cannot reach the inference service" in err and "Traceback" not in err
+    assert "cannot reach the reward service" not in err
     async with served_model() as address:
         code, _, err = await surogate("env", "eval", "no-such", "--inference", address)
     assert code == 2 and "no-such" in err
