@@ -16,7 +16,7 @@ from surogate.config.load import Document, load_yaml
 from surogate.config.orch import OrchConfig
 from surogate.config.overrides import apply_job_overrides, apply_overrides
 from surogate.config.paths import missing_paths
-from surogate.config.problems import violations_of
+from surogate.config.problems import unfit, violations_of
 from surogate.config.train import GRPO_ONLY, IN_ORDER
 from surogate.errors import ConfigError, Violation
 
@@ -134,14 +134,21 @@ def _check_one(part: str, document: Document) -> Section:
         return _check_job(kind, {"train": document})
     whose = "a job" if part == "cluster" else "a GRPO job"
     title = f"{document.path} ({part}.yaml of {whose}, by itself)"
+    if wrong := unfit(document.data):
+        return Section(title, errors=[_placed(document, item) for item in wrong])
     found: list[Violation] = []
     try:
         model = MODELS[part].model_validate(document.data, context={"warnings": found})
     except ValidationError as error:
         wrong = [item for item in violations_of(error) if not _may_be_elsewhere(part, item)]
-        return Section(title, errors=[_placed(document, item) for item in wrong])
-    warnings = [_placed(document, item) for item in found]
-    return Section(title, warnings=warnings, resolved=model.model_dump(mode="json"))
+        return Section(title, errors=[_placed(document, item) for item in wrong], warnings=_said(document, found))
+    return Section(title, warnings=_said(document, found), resolved=model.model_dump(mode="json"))
+
+
+def _said(document: Document, warnings: list[Violation]) -> list[str]:
+    """The warnings with their places."""
+    empty = [] if document.data else [f"{document.path}: sets no key"]
+    return [*empty, *(_placed(document, item) for item in warnings)]
 
 
 def _may_be_elsewhere(part: str, violation: Violation) -> bool:
@@ -154,8 +161,8 @@ def _kind_of(data: dict[str, Any]) -> str | None:
     datasets = data.get("datasets")
     if not isinstance(datasets, list) or not datasets:
         return None
-    types = {item.get("type") for item in datasets if isinstance(item, dict)}
-    return "pt" if types == {"text"} else "sft"
+    types = [item.get("type") for item in datasets if isinstance(item, dict)]
+    return "pt" if types and all(kind == "text" for kind in types) else "sft"
 
 
 def _check_job(kind: str, documents: dict[str, Document]) -> Section:

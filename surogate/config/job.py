@@ -14,7 +14,7 @@ from surogate.config.infer import InferConfig
 from surogate.config.load import Document
 from surogate.config.loss import AipoLoss, ClipLoss, DppoLoss, IpoLoss
 from surogate.config.orch import OrchConfig
-from surogate.config.problems import violations_of
+from surogate.config.problems import unfit, violations_of
 from surogate.config.reconcile import reconcile
 from surogate.config.train import GRPO_ONLY, TrainConfig
 from surogate.errors import ConfigError, Violation
@@ -150,6 +150,8 @@ class _Resolver:
     def resolve(self, config: Mapping[str, Any]) -> AnyJob:
         kind = self.kind(config)
         self.check_parts(kind, config)
+        self.violations += [item for name, part in config.items() if name != "kind" for item in unfit(part, name)]
+        self.stop_if_wrong()
         config = self.spread(kind, config)
         self.cluster = self.part(CLUSTER, ClusterConfig, config[CLUSTER]) if config.get(CLUSTER) is not None else None
         if kind == "grpo":

@@ -18,6 +18,7 @@ from surogate.errors import ConfigError, Violation
 MAX_NODES = 100_000
 """Most values in a file, aliases expanded."""
 COLLECTION_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+SCALAR_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null"))
 MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
@@ -96,13 +97,23 @@ class _Builder:
             self.open.discard(id(node))
 
     def _value(self, node: yaml.Node, path: str) -> Any:
-        if not isinstance(node, yaml.ScalarNode) and node.tag not in COLLECTION_TAGS:
-            raise self.fail(node, f"is not YAML: could not determine a constructor for the tag {node.tag!r}")
+        known = SCALAR_TAGS if isinstance(node, yaml.ScalarNode) else COLLECTION_TAGS
+        if node.tag not in known:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise self.fail(node, f"{_named(path)}the tag {tag} means nothing here: remove it")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self._item(item, f"{path}.{index}") for index, item in enumerate(node.value)]
-        return self.loader.construct_object(node)
+        return self._scalar(node, path)
+
+    def _scalar(self, node: yaml.Node, path: str) -> Any:
+        try:
+            return self.loader.construct_object(node)
+        except (ValueError, KeyError) as error:  # a tag that does not fit, or thousands of digits
+            kind = node.tag.rpartition(":")[2]
+            text = node.value if len(node.value) < 40 else f"{node.value[:40]}…"
+            raise self.fail(node, f"{_named(path)}cannot be read as {kind}: {text!r}") from error
 
     def _item(self, node: yaml.Node, path: str) -> Any:
         self.places[path] = f"{self.name}:{node.start_mark.line + 1}"
@@ -114,7 +125,8 @@ class _Builder:
             if key.tag == MERGE_TAG:
                 continue
             if key.tag != "tag:yaml.org,2002:str":
-                raise self.fail(key, f"keys must be strings, got {key.value!r}")
+                got = repr(key.value) if isinstance(key, yaml.ScalarNode) else "a list or a mapping"
+                raise self.fail(key, f"keys must be strings, got {got}")
             if key.value in lines:
                 raise self.fail(key, f"{key.value}: is there twice, first on line {lines[key.value]}")
             lines[key.value] = key.start_mark.line + 1
@@ -125,6 +137,10 @@ class _Builder:
             self.places[place] = f"{self.name}:{key.start_mark.line + 1}"
             data[str(key.value)] = self.build(value, place)
         return data
+
+
+def _named(path: str) -> str:
+    return f"{path}: " if path else ""
 
 
 def file_error(place: str, message: str) -> ConfigError:
@@ -175,6 +191,13 @@ def _parse(text: str, name: str) -> tuple[_Builder, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}" if mark else name
-        raise file_error(place, f"is not YAML: {error.problem or error.context}") from error
+        hint = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
+        raise file_error(place, f"is not YAML: {error.problem or error.context}{hint}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"the character U+{error.character:04X} must not be in a text file"
+        raise file_error(f"{name}:{line}", f"is not YAML: {what}") from error
     except yaml.YAMLError as error:
         raise file_error(name, f"is not YAML: {error}") from error
+    except RecursionError as error:
+        raise file_error(name, "is nested too deeply") from error

@@ -15,6 +15,7 @@ from surogate.config.base import (
     NonNegative,
     Positive,
     Size,
+    one_of,
     problem,
     refuse,
     spelled,
@@ -83,10 +84,14 @@ class OptimizerKeys(ConfigModel):
         return self
 
 
+def _is_recompute(value: object) -> bool:
+    return isinstance(value, bool) or value == "selective"
+
+
 class MemoryKeys(ConfigModel):
     """Time for memory."""
 
-    recompute: bool | Literal["selective"] = True
+    recompute: Annotated[bool | Literal["selective"], one_of(_is_recompute, "must be true, false or selective")] = True
     """Keep only the inputs of layers and compute the rest again for the gradient: less memory, about a third more
     time. `selective` keeps the results of matrix products and attention too: most of the time is won back for part of
     the memory. Worth turning off (false) on CPU and for small models.

@@ -15,6 +15,9 @@ TAGS = frozenset(
 )
 """Values of `type` that pydantic puts into the place of an error within a tagged union."""
 
+MAX_WHOLE = 2**53
+"""Largest whole number that a `google.protobuf.Struct` carries exactly."""
+
 EXPECTED = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -24,6 +27,7 @@ EXPECTED = {
     "list_type": "must be a list",
     "dict_type": "must be a mapping (lines of `key: value`)",
     "model_type": "must be a mapping (lines of `key: value`)",
+    "model_attributes_type": "must be a mapping (lines of `key: value`)",
     "finite_number": "must be a finite number",
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be {ge} or more",
@@ -38,6 +42,21 @@ EXPECTED = {
 def violations_of(error: ValidationError, prefix: str = "") -> list[Violation]:
     """The violations of a configuration: keys as `prefix.a.0.b`, one for each error."""
     return [Violation(join(prefix, *key_path(item["loc"])), describe(item)) for item in error.errors(include_url=False)]
+
+
+def unfit(data: Any, key: str = "") -> list[Violation]:
+    """Values that no message, path or file can hold, wherever they are in the data; to be refused before anything."""
+    if isinstance(data, dict):
+        return [item for name, value in data.items() for item in unfit(value, join(key, name))]
+    if isinstance(data, list):
+        return [item for index, value in enumerate(data) for item in unfit(value, join(key, index))]
+    if isinstance(data, int) and abs(data) > MAX_WHOLE:
+        return [Violation(key, f"must be a number between -{MAX_WHOLE} and {MAX_WHOLE}, got {data}")]
+    if isinstance(data, str) and "\0" in data:
+        return [Violation(key, f"must not contain the character U+0000, got {data!r}")]
+    if isinstance(data, str) and any("\ud800" <= character <= "\udfff" for character in data):
+        return [Violation(key, f"must be text, which half of a surrogate pair is not, got {data!r}")]
+    return []
 
 
 def key_path(loc: Iterable[str | int]) -> list[str | int]:

@@ -128,3 +128,37 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
         "train.datasets.1.path: '/no/such.jsonl' does not exist",
         "train.datasets.2.path: 'a.csv' does not exist",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("save_steps: 99999999999999999999", "train.save_steps: must be a number between -9007199254740992 and"),
+        ('system: "a\\ud800"', "train.system: must be text, which half of a surrogate pair is not"),
+        ('output_dir: "a\\0b"', "train.output_dir: must not contain the character U+0000, got 'a\\x00b'"),
+        ("recompute:", "train.recompute: is empty: give a value, or remove the key to use the default"),
+        ("recompute: partly", "train.recompute: must be true, false or selective, got 'partly'"),
+    ],
+)
+def test_values_that_nothing_can_hold(tmp_path: Path, line: str, error: str) -> None:
+    (file,) = write(tmp_path, config=f"model: m\ndatasets: [{{path: d.jsonl, type: text}}]\n{line}\n")
+    assert [item.split(error)[0] for item in check_files([file]).errors] == [f"{file}:3: "]
+
+
+@pytest.mark.parametrize(
+    ("datasets", "error"),
+    [
+        ("[{path: d.jsonl, type: {}}]", "train.datasets.0: `type` must be one of"),
+        ("[{path: d.jsonl, type: [1]}]", "train.datasets.0: `type` must be one of"),
+        ("[1]", "train.datasets.0: must be a mapping (lines of `key: value`), got 1"),
+    ],
+)
+def test_datasets_that_are_none(tmp_path: Path, datasets: str, error: str) -> None:
+    (file,) = write(tmp_path, config=f"model: m\ndatasets: {datasets}\n")
+    (found,) = check_files([file]).errors
+    assert error in found
+
+
+def test_a_file_without_keys_is_told(tmp_path: Path) -> None:
+    (file,) = write(tmp_path, config="# nothing yet\n")
+    assert check_files([file]).warnings == [f"{file}: sets no key"]

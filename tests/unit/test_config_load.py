@@ -73,7 +73,20 @@ def test_an_empty_file_sets_nothing() -> None:
         ("- 1\n", "f.yaml:1: must be a mapping (lines of `key: value`)"),
         ("just words\n", "f.yaml:1: must be a mapping (lines of `key: value`)"),
         ("a: 1\n7: 2\n", "f.yaml:2: keys must be strings, got '7'"),
-        ("a: 1\n\tb: 2\n", "f.yaml:2: is not YAML: found character '\\t' that cannot start any token"),
+        (
+            "a: 1\n\tb: 2\n",
+            "f.yaml:2: is not YAML: found character '\\t' that cannot start any token; indent with spaces, not tabs",
+        ),
+        ("a: 1\nb: \0\n", "f.yaml:2: is not YAML: the character U+0000 must not be in a text file"),
+        ("a: 1\nb: {c: !!int x}\n", "f.yaml:2: b.c: cannot be read as int: 'x'"),
+        ("a: !!bool x\n", "f.yaml:1: a: cannot be read as bool: 'x'"),
+        ("a: !!float x\n", "f.yaml:1: a: cannot be read as float: 'x'"),
+        ("a: !!timestamp x\n", "f.yaml:1: a: the tag !!timestamp means nothing here: remove it"),
+        (f"a: {'9' * 5000}\n", f"f.yaml:1: a: cannot be read as int: '{'9' * 40}…'"),
+        ("!!set {a}\n", "f.yaml:1: the tag !!set means nothing here: remove it"),
+        ("? [a]\n: b\n", "f.yaml:1: keys must be strings, got a list or a mapping"),
+        ("a: " + "[" * 2000, "f.yaml: is nested too deeply"),
+        ("a: " + "[" * 900 + "]" * 900, "f.yaml: is nested too deeply"),
         ("a: b: c\n", "f.yaml:1: is not YAML: mapping values are not allowed here"),
         ("a: 1\n---\nb: 2\n", "f.yaml:2: is not YAML: but found another document"),
         ("&x {a: *x}\n", "f.yaml:1: is too large, or contains itself"),
@@ -86,7 +99,7 @@ def test_what_is_wrong_has_its_line(text: str, message: str) -> None:
 
 
 def test_code_is_never_run() -> None:
-    with pytest.raises(ConfigError, match="could not determine a constructor"):
+    with pytest.raises(ConfigError, match=r"a: the tag !!python/object/apply:os\.getcwd means nothing here"):
         parse_yaml("a: !!python/object/apply:os.getcwd []\n", "f.yaml")
 
 
