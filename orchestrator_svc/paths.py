@@ -40,7 +40,7 @@ def check_paths(config: Mapping[str, Any], root: Path) -> None:
         for key in _WRITING_KEYS
         if (value := _get(config, key)) is not None
         and not is_url(value)
-        and not (inside / Path(str(value))).resolve().is_relative_to(inside)
+        and not (inside / Path(str(value)).expanduser()).resolve().is_relative_to(inside)
     ]
     if violations:
         raise ConfigError.of(violations)

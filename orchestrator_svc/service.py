@@ -8,7 +8,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,9 @@ SERVICE = "surogate.v1.JobService"
 _JOB_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DEFAULT_PAGE, _MAX_PAGE = 50, 1000
 _MAX_REQUEST_ID = 128
+_MAX_CONFIG_BYTES = 1 << 20
+_MAX_PAGE_BYTES = 3 << 20
+"""Of the jobs on a page: gRPC's clients take messages of 4 MiB unless they were told otherwise."""
 _DEFAULT_TAIL, _MAX_TAIL = 100, 10_000
 _MAX_LABELS, _MAX_LABEL_LENGTH = 64, 255
 _WATCH_BATCH = 256
@@ -71,6 +74,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 return await self._show(row)
         new = await asyncio.to_thread(self._resolve, given, request, request_digest)
         if request.validate_only:
+            await self._database.read(lambda c: store.check_free(c, new))
             return _preview(new, request.job_id)
         row = await self._insert(new)
         self._bell.ring(new.job_id)
@@ -85,23 +89,35 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         if not 0 <= request.page_size <= _MAX_PAGE:
             why = f"is {request.page_size}; it must be 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}"
             raise InvalidInputError(f"page_size {why}", violations=[Violation("page_size", why)])
+        _refuse(_label_violations(request.labels))
+        filters: dict[str, Any] = {
+            "states": list(request.states),
+            "kinds": list(request.kinds),
+            "labels": dict(request.labels),
+        }
+        size = request.page_size or _DEFAULT_PAGE
         rows, token = await self._database.read(
-            lambda c: store.list_page(
-                c,
-                page_size=request.page_size or _DEFAULT_PAGE,
-                page_token=request.page_token,
-                states=list(request.states),
-                kinds=list(request.kinds),
-                labels=dict(request.labels),
-            )
+            lambda c: store.list_page(c, page_size=size, page_token=request.page_token, **filters)
         )
-        return job_pb2.ListJobsResponse(jobs=[to_job(row) for row in rows], next_page_token=token)
+        page = job_pb2.ListJobsResponse(next_page_token=token)
+        num_bytes = 0
+        for index, row in enumerate(rows):
+            job = to_job(row)
+            num_bytes += job.ByteSize()
+            if num_bytes > _MAX_PAGE_BYTES and index:
+                page.next_page_token = store.page_after(rows[index - 1], **filters)
+                break
+            page.jobs.append(job)
+        return page
 
     async def WatchJob(self, request: job_pb2.WatchJobRequest, context: Any) -> AsyncIterator[job_pb2.JobEvent]:
         job_id = job_id_of(request.name)
         sent = request.after_sequence
+        if sent < 0:
+            why = f"is {sent}; it must be 0, for the first event, or more"
+            raise InvalidInputError(f"after_sequence {why}", violations=[Violation("after_sequence", why)])
         row = await self._database.read(lambda c: store.get(c, job_id))
-        if not 0 <= sent <= row.last_sequence:
+        if sent > row.last_sequence:
             raise OutOfRangeError(
                 f"after_sequence is {sent}, and jobs/{job_id} has had {row.last_sequence} events",
                 reason="SEQUENCE_AHEAD",
@@ -252,12 +268,24 @@ def _check_request(request: job_pb2.CreateJobRequest) -> None:
     if request.job_id and not _JOB_ID.fullmatch(request.job_id):
         why = f"{request.job_id!r} must be lowercase letters, digits and inner hyphens, 1 to 63 characters"
         violations.append(Violation("job_id", why))
-    if len(request.request_id) > _MAX_REQUEST_ID:
-        violations.append(Violation("request_id", f"is longer than {_MAX_REQUEST_ID} characters"))
-    if len(request.labels) > _MAX_LABELS:
-        violations.append(Violation("labels", f"are more than {_MAX_LABELS}"))
-    long = [key for key, value in request.labels.items() if max(len(key), len(value)) > _MAX_LABEL_LENGTH]
-    violations += [Violation(f"labels.{key[:64]}", f"is longer than {_MAX_LABEL_LENGTH} characters") for key in long]
+    if len(request.request_id) > _MAX_REQUEST_ID or "\0" in request.request_id:
+        why = f"must be at most {_MAX_REQUEST_ID} characters, and none of them U+0000"
+        violations.append(Violation("request_id", why))
+    if (size := request.config.ByteSize()) > _MAX_CONFIG_BYTES:
+        why = f"has {size} bytes, more than {_MAX_CONFIG_BYTES}: put data into files, and their paths here"
+        violations.append(Violation("config", why))
+    _refuse([*violations, *_label_violations(request.labels)])
+
+
+def _label_violations(labels: Mapping[str, str]) -> list[Violation]:
+    if len(labels) > _MAX_LABELS:
+        return [Violation("labels", f"are more than {_MAX_LABELS}")]
+    why = f"must have a key, be at most {_MAX_LABEL_LENGTH} characters long, and have no character U+0000"
+    wrong = [k for k, v in labels.items() if not k or max(len(k), len(v)) > _MAX_LABEL_LENGTH or "\0" in k + v]
+    return [Violation(f"labels.{key[:64]}", why) for key in wrong]
+
+
+def _refuse(violations: list[Violation]) -> None:
     if violations:
         raise InvalidInputError("\n".join(map(str, violations)), violations=violations)
 

@@ -62,9 +62,7 @@ def create(connection: Connection, new: NewJob, max_queued: int) -> Row[Any]:
     one_at_a_time(connection, "create")  # what is looked for here must not come in meanwhile
     if new.request_id and (row := find_request(connection, new.request_id, new.request_digest)) is not None:
         return row
-    if find(connection, new.job_id) is not None:
-        raise AlreadyExistsError(f"jobs/{new.job_id} exists: choose another job_id, or delete that job first")
-    _check_folder_is_free(connection, new.output_dir)
+    check_free(connection, new)
     queued = connection.scalar(select(func.count()).where(jobs.c.state == job_pb2.Job.STATE_QUEUED))
     if (queued or 0) >= max_queued:
         raise BusyError(f"{queued} jobs wait already: try again later", retry_after=_QUEUE_RETRY_SECONDS)
@@ -80,6 +78,13 @@ def create(connection: Connection, new: NewJob, max_queued: int) -> Row[Any]:
     ]
     record(connection, new.job_id, None, [queued_event, *notices])
     return get(connection, new.job_id)
+
+
+def check_free(connection: Connection, new: NewJob) -> None:
+    """Makes sure that a job's id and folder are free. Raises AlreadyExistsError, FailedPreconditionError."""
+    if find(connection, new.job_id) is not None:
+        raise AlreadyExistsError(f"jobs/{new.job_id} exists: choose another job_id, or delete that job first")
+    _check_folder_is_free(connection, new.output_dir)
 
 
 def find_request(connection: Connection, request_id: str, request_digest: str) -> Row[Any] | None:
@@ -149,7 +154,7 @@ def list_page(
     Raises:
         InvalidInputError: The token is not one of ours, or came with other filters.
     """
-    filters = digest(sorted(states), sorted(kinds), dict(labels or {}))[:16]
+    filters = _filters(states, kinds, labels)
     query = select(jobs).order_by(jobs.c.create_time.desc(), jobs.c.job_id.desc()).limit(page_size + 1)
     if states:
         query = query.where(jobs.c.state.in_(states))
@@ -165,8 +170,18 @@ def list_page(
     rows = list(connection.execute(query))
     if len(rows) <= page_size:
         return rows, ""
-    last = rows[page_size - 1]
-    return rows[:page_size], _write_token(last.create_time, last.job_id, filters)
+    return rows[:page_size], page_after(rows[page_size - 1], states=states, kinds=kinds, labels=labels)
+
+
+def page_after(
+    row: Row[Any], *, states: Sequence[int] = (), kinds: Sequence[int] = (), labels: Mapping[str, str] | None = None
+) -> str:
+    """The token of the page that begins after a job, of a listing with these filters."""
+    return _write_token(row.create_time, row.job_id, _filters(states, kinds, labels))
+
+
+def _filters(states: Sequence[int], kinds: Sequence[int], labels: Mapping[str, str] | None) -> str:
+    return digest(sorted(states), sorted(kinds), dict(labels or {}))[:16]
 
 
 def request_cancel(connection: Connection, job_id: str) -> Row[Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.struct_pb2 import Struct, Value
 
 from surogate.errors import InvalidInputError
+
+_EXACT = 2**53
+"""Up to here every whole number has a double of its own."""
 
 
 def to_struct(values: Mapping[str, Any]) -> Struct:
@@ -20,16 +23,24 @@ def to_struct(values: Mapping[str, Any]) -> Struct:
 
 
 def from_struct(message: Struct) -> dict[str, Any]:
-    """The mapping in a Struct. A Struct knows doubles only: whole numbers come back as integers."""
-    return {key: _whole(value) for key, value in MessageToDict(message).items()}
+    """The mapping in a Struct. A Struct knows doubles only: whole numbers come back as integers.
+
+    Infinities and NaN, which JSON does not have and a Struct can carry, come back as they are.
+    """
+    return {key: _plain(value) for key, value in message.fields.items()}
 
 
-def _whole(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _whole(item) for key, item in value.items()}
-        case list():
-            return [_whole(item) for item in value]
-        case float() if value.is_integer():
-            return int(value)
-    return value
+def _plain(value: Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return from_struct(value.struct_value)
+        case "list_value":
+            return [_plain(item) for item in value.list_value.values]
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+    return None

@@ -32,6 +32,8 @@ NO_EFFECT = "has no effect here: it tunes an engine that this is not"
 """What is said of a key that is accepted and means nothing."""
 EMPTY = "is empty: give a value, or remove the key to use the default"
 """What is said of a key that is there without a value."""
+LONGEST_SHOWN = 200
+"""Characters of a value that a message shows."""
 MAX_SEED = 2**32 - 1
 """Largest random seed, unsigned 32 bits: what every library takes."""
 
@@ -191,12 +193,13 @@ def warn(context: Mapping[str, Any] | None, key: str, message: str) -> None:
 
 
 def shown(value: object) -> str:
-    """A value as YAML shows it."""
+    """A value as YAML shows it; of a long one, the beginning."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return repr(value)
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def one_of(check: Callable[[object], bool], message: str) -> BeforeValidator:

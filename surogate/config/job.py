@@ -14,6 +14,7 @@ from surogate.config.infer import InferConfig
 from surogate.config.load import Document
 from surogate.config.loss import AipoLoss, ClipLoss, DppoLoss, IpoLoss
 from surogate.config.orch import OrchConfig
+from surogate.config.paths import unknown_homes
 from surogate.config.problems import unfit, violations_of
 from surogate.config.reconcile import reconcile
 from surogate.config.train import GRPO_ONLY, TrainConfig
@@ -151,6 +152,7 @@ class _Resolver:
         kind = self.kind(config)
         self.check_parts(kind, config)
         self.violations += [item for name, part in config.items() if name != "kind" for item in unfit(part, name)]
+        self.violations += unknown_homes(config)
         self.stop_if_wrong()
         config = self.spread(kind, config)
         self.cluster = self.part(CLUSTER, ClusterConfig, config[CLUSTER]) if config.get(CLUSTER) is not None else None

@@ -59,6 +59,16 @@ def missing_paths(config: Mapping[str, Any], base: Path) -> list[Violation]:
     ]
 
 
+def unknown_homes(config: Mapping[str, Any]) -> list[Violation]:
+    """Paths that begin in the home of another user (`~name/x`), which may have none where the job runs."""
+    return [
+        Violation(key, f"{shown(value)} is in another user's home: write the path out")
+        for pattern in (*INPUT_KEYS, *OUTPUT_KEYS, "train.log_file")
+        for key, value in _values(config, pattern.split("."))
+        if value.startswith("~") and not (value == "~" or value.startswith("~/"))
+    ]
+
+
 def input_paths(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Inputs that are paths of the machine that reads them, with their keys: by their spelling, or since they exist."""
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,11 +52,13 @@ def unfit(data: Any, key: str = "") -> list[Violation]:
     if isinstance(data, list):
         return [item for index, value in enumerate(data) for item in unfit(value, join(key, index))]
     if isinstance(data, int) and abs(data) > MAX_WHOLE:
-        return [Violation(key, f"must be a number between -{MAX_WHOLE} and {MAX_WHOLE}, got {data}")]
+        return [Violation(key, f"must be a number between -{MAX_WHOLE} and {MAX_WHOLE}, got {shown(data)}")]
+    if isinstance(data, float) and not math.isfinite(data):
+        return [Violation(key, f"must be a finite number, got {data}")]
     if isinstance(data, str) and "\0" in data:
-        return [Violation(key, f"must not contain the character U+0000, got {data!r}")]
+        return [Violation(key, f"must not contain the character U+0000, got {shown(data)}")]
     if isinstance(data, str) and any("\ud800" <= character <= "\udfff" for character in data):
-        return [Violation(key, f"must be text, which half of a surrogate pair is not, got {data!r}")]
+        return [Violation(key, f"must be text, which half of a surrogate pair is not, got {shown(data)}")]
     return []
 
 

@@ -15,7 +15,7 @@ from surogate import errors
 from surogate.rpc.auth import TokenSource, check_token
 from surogate.rpc.context import bound_from_metadata
 from surogate.rpc.deadlines import Deadlines, deadline_of
-from surogate.rpc.status import code_of, to_status, trailing_metadata
+from surogate.rpc.status import code_of, fitted, to_status, trailing_metadata
 from surogate.telemetry import metrics, tracing
 from surogate.telemetry.log import get_logger
 
@@ -129,5 +129,5 @@ async def _abort(context: ServerContext, method: str, error: Exception) -> None:
         _log.error("call failed", method=method, reason=error.reason, error=error.message)
     else:
         _log.debug("call refused", method=method, reason=error.reason, error=error.message)
-    status = to_status(error)
+    status = fitted(to_status(error))
     await context.abort(code_of(error), status.message, trailing_metadata(status))

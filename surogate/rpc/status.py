@@ -36,6 +36,9 @@ _CODES: tuple[tuple[type[errors.SurogateError], grpc.StatusCode], ...] = (
 )
 _CLASS_OF_CODE = {code.value[0]: cls for cls, code in _CODES}
 _CODE_OF_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+_MAX_TRAILERS = 7000
+"""Bytes; gRPC's clients refuse more than 8,192 of trailing metadata, other headers included."""
+_MAX_MESSAGE, _MAX_TEXT = 1200, 400
 _CONFIG_CLASS = "ConfigError"
 _CLASS_KEY = "class"
 _TOO_LARGE = "message larger than max"
@@ -92,6 +95,61 @@ def from_rpc_error(error: grpc.RpcError) -> errors.SurogateError:
             f"{details}: send less at once, or raise max_message_bytes on both ends", reason="MESSAGE_TOO_LARGE"
         )
     return from_status(status_pb2.Status(code=code.value[0], message=details or code.name.replace("_", " ").lower()))
+
+
+def fitted(status: status_pb2.Status) -> status_pb2.Status:
+    """The status, cut so that clients take it: they refuse trailing metadata of more than 8 KiB, all of it.
+
+    Texts keep their beginnings, and of many violations the first are kept, with one more that says how many there were.
+    """
+    if status.ByteSize() <= _MAX_TRAILERS and _trailers_size(status) <= _MAX_TRAILERS:
+        return status
+    small = status_pb2.Status(code=status.code, message=_cut(status.message, _MAX_MESSAGE))
+    info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    violations: list[error_details_pb2.BadRequest.FieldViolation] = []
+    for detail in status.details:
+        if detail.Unpack(info):
+            facts = {_cut(key, 64): _cut(value, _MAX_TEXT) for key, value in list(info.metadata.items())[:4]}
+            cut = error_details_pb2.ErrorInfo(reason=info.reason, domain=info.domain, metadata=facts)
+            small.details.append(_pack(cut))
+        elif detail.Unpack(bad):
+            violations = list(bad.field_violations)
+        elif detail.Unpack(retry):
+            small.details.append(detail)
+    room = _MAX_TRAILERS - _trailers_size(small) - 2 * _MAX_TEXT
+    kept = error_details_pb2.BadRequest()
+    for index, item in enumerate(violations):
+        kept.field_violations.add(field=_cut(item.field, _MAX_TEXT), description=_cut(item.description, _MAX_TEXT))
+        if _base64(kept.ByteSize()) > room:
+            del kept.field_violations[-1]
+            kept.field_violations.add(description=f"and {len(violations) - index} more")
+            break
+    if violations:
+        small.details.append(_pack(kept))
+    return small
+
+
+def _trailers_size(status: status_pb2.Status) -> int:
+    """Bytes of the trailing metadata: the message percent-encoded, the status in base64."""
+    return _encoded(status.message) + _base64(status.ByteSize())
+
+
+def _base64(size: int) -> int:
+    return (size + 2) // 3 * 4
+
+
+def _encoded(text: str) -> int:
+    return sum(1 if " " <= letter <= "~" and letter != "%" else 3 * len(letter.encode()) for letter in text)
+
+
+def _cut(text: str, limit: int) -> str:
+    """The beginning of a text, of at most `limit` bytes when percent-encoded."""
+    size = 0
+    for index, letter in enumerate(text):
+        size += _encoded(letter)
+        if size > limit:
+            return f"{text[:index]}…"
+    return text
 
 
 def trailing_metadata(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:

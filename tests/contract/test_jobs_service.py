@@ -23,6 +23,7 @@ from surogate.errors import (
     OutOfRangeError,
     UnavailableError,
 )
+from surogate.structs import to_struct
 from surogate.v1 import job_pb2
 from tests.helpers.grpo_job import job_config
 from tests.helpers.orchestrator import ENDED, Orchestrator, State, orchestrating, sft_config
@@ -92,6 +93,32 @@ async def test_a_bad_configuration_names_the_key_and_stores_nothing(orchestrator
     assert not (await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest())).jobs
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e300])
+async def test_numbers_that_json_does_not_have_name_their_key(orchestrator: Orchestrator, number: float) -> None:
+    config = to_struct(sft_config())
+    config["train"]["save_steps"] = number
+    with pytest.raises(ConfigError) as caught:
+        await orchestrator.stub.CreateJob(job_pb2.CreateJobRequest(config=config))
+    assert [violation.field for violation in caught.value.violations] == ["train.save_steps"]
+
+
+async def test_a_thousand_faults_reach_the_client(orchestrator: Orchestrator) -> None:
+    keys = {f"unknown_{index}": index for index in range(1000)}
+    with pytest.raises(ConfigError, match="unknown key") as caught:
+        await orchestrator.create(sft_config(**keys))
+    assert len(caught.value.violations) > 10
+    assert caught.value.violations[0].field.startswith("train.unknown_")
+    with pytest.raises(ConfigError) as caught:
+        await orchestrator.create(sft_config(learning_rate="x" * 500_000))
+    assert [violation.field for violation in caught.value.violations] == ["train.learning_rate"]
+
+
+async def test_data_does_not_belong_into_configurations(orchestrator: Orchestrator) -> None:
+    with pytest.raises(InvalidInputError, match="put data into files") as caught:
+        await orchestrator.create(sft_config(system="x" * 2_000_000))
+    assert [violation.field for violation in caught.value.violations] == ["config"]
+
+
 async def test_functions_of_modules_that_are_not_allowed_are_refused(orchestrator: Orchestrator) -> None:
     advantage = {"type": "custom", "import_path": "os:system", "kwargs": {"command": "true"}}
     with pytest.raises(ConfigError, match="custom_modules") as caught:
@@ -104,6 +131,11 @@ async def test_validate_only_returns_the_resolved_job_and_starts_nothing(orchest
     assert job.config["train"]["resume_from_checkpoint"] is True
     assert (job.state, job.max_steps) == (State.STATE_UNSPECIFIED, 5)
     assert not (await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest())).jobs
+    await orchestrator.create(sft_config(output_dir="o"), job_id="mine")
+    with pytest.raises(AlreadyExistsError):
+        await orchestrator.create(sft_config(), job_id="mine", validate_only=True)
+    with pytest.raises(FailedPreconditionError, match="is being written by"):
+        await orchestrator.create(sft_config(output_dir="o"), validate_only=True)
 
 
 async def test_request_ids_make_creation_idempotent(orchestrator: Orchestrator) -> None:
@@ -129,8 +161,11 @@ async def test_job_ids_have_a_form(orchestrator: Orchestrator, job_id: str) -> N
 
 
 async def test_paths_outside_of_the_output_root_are_refused(orchestrator: Orchestrator) -> None:
-    with pytest.raises(ConfigError, match="output root"):
-        await orchestrator.create(sft_config(output_dir="../elsewhere"))
+    for folder in ("../elsewhere", "~/elsewhere", "~"):
+        with pytest.raises(ConfigError, match="output root"):
+            await orchestrator.create(sft_config(output_dir=folder))
+    with pytest.raises(ConfigError, match="another user's home"):
+        await orchestrator.create(sft_config(output_dir="~nobody/elsewhere"))
 
 
 @pytest.mark.parametrize("url", ["s3://others/model", "s3://ours-too/m", "s3://ours/a/../../b", "s3://ours"])
@@ -248,6 +283,8 @@ async def test_watchers_see_every_event_once_from_wherever_they_begin(orchestrat
     assert rest == full[4:]
     with pytest.raises(OutOfRangeError):
         await anext(aiter(orchestrator.watch(job.name, after=len(full) + 1)))
+    with pytest.raises(InvalidInputError, match="after_sequence is -1"):
+        await anext(aiter(orchestrator.watch(job.name, after=-1)))
 
 
 async def test_deleting_a_job_forgets_it(orchestrator: Orchestrator, jobs: Jobs) -> None:
@@ -277,3 +314,18 @@ async def test_listing(orchestrator: Orchestrator, jobs: Jobs) -> None:
     assert not none.jobs
     with pytest.raises(InvalidInputError, match="page_size"):
         await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(page_size=1001))
+    with pytest.raises(InvalidInputError, match="labels: are more than 64"):
+        await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(labels={str(index): "" for index in range(2000)}))
+
+
+async def test_a_page_fits_into_a_message_that_every_client_takes(orchestrator: Orchestrator, jobs: Jobs) -> None:
+    jobs.go.set()
+    for index in range(5):
+        job = await orchestrator.create(sft_config(system=f"{index}" * 1_000_000))
+        await orchestrator.ended(job.name)
+    pages: list[job_pb2.ListJobsResponse] = []
+    while not pages or pages[-1].next_page_token:
+        token = pages[-1].next_page_token if pages else ""
+        pages.append(await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(page_size=1000, page_token=token)))
+    assert max(page.ByteSize() for page in pages) < 4 << 20
+    assert [job.config["train"]["system"][0] for page in pages for job in page.jobs] == ["4", "3", "2", "1", "0"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+from urllib.parse import quote
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from surogate import errors
-from surogate.rpc.status import code_of, from_status, to_status
+from surogate.rpc.status import code_of, fitted, from_status, to_status, trailing_metadata
 
 SIMPLE = [
     errors.NotFoundError,
@@ -83,3 +86,29 @@ def test_codes() -> None:
     assert code_of(errors.ConfigError("x")) is grpc.StatusCode.INVALID_ARGUMENT
     assert code_of(errors.BusyError("x")) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert code_of(KeyError("x")) is grpc.StatusCode.INTERNAL
+
+
+@pytest.mark.parametrize("text", ["x", "ä", "漢", "%\n"])
+@pytest.mark.parametrize("count", [1, 3, 1000])
+def test_statuses_fit_into_what_clients_take(text: str, count: int) -> None:
+    found = [errors.Violation(f"train.{text * index}", text * 2_000) for index in range(count)]
+    status = fitted(to_status(errors.ConfigError.of(found)))
+    ((_, value),) = trailing_metadata(status)
+    assert len(quote(status.message)) + len(base64.b64encode(value)) < 8000
+    back = from_status(status)
+    assert isinstance(back, errors.ConfigError)
+    assert back.violations[0].field == "train."
+    assert back.violations[0].description[:1] == text[:1]
+    if count == 1000:
+        assert back.violations[-1].description == f"and {count - len(back.violations) + 1} more"
+
+
+def test_a_status_that_fits_is_left_alone() -> None:
+    status = to_status(errors.ConfigError.of([errors.Violation("a", "b")]))
+    assert fitted(status) is status
+
+
+def test_a_long_message_keeps_its_retry_delay() -> None:
+    back = from_status(fitted(to_status(errors.BusyError("x" * 100_000, retry_after=3))))
+    assert isinstance(back, errors.BusyError)
+    assert back.retry_after == 3
