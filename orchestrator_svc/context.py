@@ -17,9 +17,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator_svc import store
 from orchestrator_svc.bell import Bell
 from orchestrator_svc.eta import Eta
 from orchestrator_svc.journal import Happening, record
+from orchestrator_svc.restarts import add_restart, recent_restarts
 from surogate.telemetry import metrics
 from surogate.telemetry.log import get_logger
 from surogate.v1 import job_pb2
@@ -164,6 +166,19 @@ class JobContext:
         (self.log.warning if warning else self.log.info)(text, about=component)
         severity = job_pb2.Notice.SEVERITY_WARNING if warning else job_pb2.Notice.SEVERITY_INFO
         await self.emit(job_pb2.Notice(severity=severity, component=component, text=text))
+
+    async def has_ended(self, uid: str) -> bool:
+        """Whether the store knows an earlier job of the same id by that uid, and that it has ended or was deleted."""
+        known = await self.database.read(lambda c: store.known_runs(c, [self.job_id]))
+        return known.get((self.job_id, uid), False)
+
+    async def recent_restarts(self, worker: str, since: float) -> list[float]:
+        """When a worker was started again after `since`, by any orchestrator, in seconds since the epoch."""
+        return await self.database.read(lambda c: recent_restarts(c, self.job_id, worker, since))
+
+    async def add_restart(self, worker: str, when: float, since: float) -> None:
+        """Writes down that a worker is started again; what was before `since` is forgotten."""
+        await self.update(also=lambda c: add_restart(c, self.job_id, worker, when, since))
 
     @property
     def is_training(self) -> bool:

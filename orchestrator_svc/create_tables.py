@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, insert, select
 
-from orchestrator_svc import reward_services, scaling
+from orchestrator_svc import restarts, reward_services, scaling
 from orchestrator_svc.database import one_at_a_time
 from orchestrator_svc.grpo import ledger
 from orchestrator_svc.schema import metadata, schema_version
@@ -20,8 +20,9 @@ def create_tables(connection: Connection) -> None:
     Raises:
         FailedPreconditionError: The database was written by another version of the program.
     """
-    # Tables join the metadata when their file is imported: without these three a fresh store would lack them.
-    assert ledger.draws.metadata is reward_services.replaced.metadata is scaling.scales.metadata is metadata
+    # Tables join the metadata when their file is imported: without these a fresh store would lack them.
+    elsewhere = (ledger.draws, restarts.restarts, reward_services.replaced, scaling.scales)
+    assert all(table.metadata is metadata for table in elsewhere)
     one_at_a_time(connection, "tables")  # several orchestrators may start on a new database at once
     metadata.create_all(connection)
     found = connection.execute(select(schema_version.c.version)).scalar()

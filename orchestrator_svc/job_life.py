@@ -62,7 +62,7 @@ async def open_context(row: Row[Any], database: Database, owner: str, bell: Bell
         step=row.step,
         state=row.runner_state,
         labels=row.labels,
-        uid=store.digest(row.job_id, row.create_time)[:16],
+        uid=store.uid_of(row.job_id, row.create_time),
     )
     text = "starting its workers again" if resumed else "starting its workers"
     event = job_pb2.StateChanged(state=_State.STATE_STARTING, status_message=text)
@@ -95,17 +95,17 @@ async def run_job(ctx: JobContext, launcher: Launcher, run: RunJob, cancel_secon
         finally:
             telemetry.forget(ctx.job_id)
         if outcome.state != _State.STATE_SUCCEEDED:
-            await launcher.reap(ctx.job_id)
+            await launcher.reap(ctx.job_id, ctx.uid)
         state = _State.State.Name(outcome.state).removeprefix("STATE_")
         ctx.log.info("job ended", state=state, message=outcome.message)
         metrics.JOB_ENDS.labels(ctx.config.kind, state).inc()
         await _finish(ctx.database, ctx.bell, ctx.job_id, ctx.owner, outcome)
 
 
-async def cancel_leftover(database: Database, launcher: Launcher, bell: Bell, job_id: str, owner: str) -> None:
+async def cancel_leftover(row: Row[Any], database: Database, launcher: Launcher, bell: Bell, owner: str) -> None:
     """Ends a job whose orchestrator died while it was being cancelled."""
-    await launcher.reap(job_id)
-    await _finish(database, bell, job_id, owner, Outcome(_State.STATE_CANCELLED, "cancelled"))
+    await launcher.reap(row.job_id, store.uid_of(row.job_id, row.create_time))
+    await _finish(database, bell, row.job_id, owner, Outcome(_State.STATE_CANCELLED, "cancelled"))
 
 
 async def _outcome(ctx: JobContext, launcher: Launcher, run: RunJob, cancel_seconds: float) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ from orchestrator_svc.context import JobContext
 from orchestrator_svc.database import Database
 from orchestrator_svc.identity import make_identity
 from orchestrator_svc.job_life import RunJob, cancel_leftover, open_context, run_job
-from orchestrator_svc.launchers.base import Launcher, WorkerPool
+from orchestrator_svc.launchers.base import Launcher, Run, WorkerPool
 from orchestrator_svc.settings import OrchestratorSettings
 from surogate.errors import SurogateError
 from surogate.telemetry.log import get_logger
@@ -96,13 +96,13 @@ class JobRunner:
         """Has the launcher free, now and then, what ended jobs may have left behind."""
         while True:
             try:
-                await self._launcher.sweep(self._active)
+                await self._launcher.sweep(self._known)
             except SurogateError as error:
                 _log.warning("cannot look for what ended jobs have left", error=str(error))
             await asyncio.sleep(SWEEP_SECONDS)
 
-    async def _active(self) -> Set[str]:
-        return await self._database.read(store.active_ids)
+    async def _known(self, job_ids: Collection[str]) -> Mapping[Run, bool]:
+        return await self._database.read(lambda c: store.known_runs(c, job_ids))
 
     async def _pause(self, woken: bool) -> None:
         seconds = self._settings.lease_seconds / 3
@@ -120,7 +120,7 @@ class JobRunner:
             if row is None:
                 return
             if row.cancel_requested:
-                await cancel_leftover(self._database, self._launcher, self._bell, row.job_id, self.identity)
+                await cancel_leftover(row, self._database, self._launcher, self._bell, self.identity)
             else:
                 await self._begin(row)
 

@@ -79,3 +79,13 @@ events = Table(
     # A serialised surogate.v1.JobEvent.
     Column("event", LargeBinary, nullable=False),
 )
+
+deleted_jobs = Table(
+    "deleted_jobs",
+    metadata,
+    Column("job_id", String(63), primary_key=True),
+    # Which job of that id it was: `store.uid_of`.
+    Column("uid", String(16), primary_key=True),
+    Column("delete_time", Double, nullable=False, index=True),
+)
+"""Jobs that were forgotten: what they may have left elsewhere is known to be theirs."""

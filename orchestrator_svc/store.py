@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select,
 from orchestrator_svc.database import one_at_a_time
 from orchestrator_svc.journal import record
 from orchestrator_svc.messages import ENDED
-from orchestrator_svc.schema import job_labels, jobs
+from orchestrator_svc.schema import deleted_jobs, job_labels, jobs
 from surogate.errors import (
     AlreadyExistsError,
     BusyError,
@@ -28,6 +28,8 @@ from surogate.v1 import job_pb2
 
 _State = job_pb2.Job.State
 _QUEUE_RETRY_SECONDS = 30.0
+_REMEMBERED_SECONDS = 30 * 86_400.0
+"""For so long it is known that a job was deleted."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,19 @@ def get(connection: Connection, job_id: str) -> Row[Any]:
     return row
 
 
-def active_ids(connection: Connection) -> set[str]:
-    """Ids of the jobs that have not ended."""
-    return set(connection.scalars(select(jobs.c.job_id).where(jobs.c.state.not_in(list(ENDED)))))
+def uid_of(job_id: str, create_time: float) -> str:
+    """Tells a job from an earlier one of the same id."""
+    return digest(job_id, create_time)[:16]
+
+
+def known_runs(connection: Connection, job_ids: Collection[str]) -> dict[tuple[str, str], bool]:
+    """The jobs of these ids that the store knows, by id and `uid_of`, and whether each has ended; deleted ones have."""
+    forgotten = select(deleted_jobs.c.job_id, deleted_jobs.c.uid).where(deleted_jobs.c.job_id.in_(job_ids))
+    known = {(row.job_id, row.uid): True for row in connection.execute(forgotten)}
+    kept = select(jobs.c.job_id, jobs.c.create_time, jobs.c.state).where(jobs.c.job_id.in_(job_ids))
+    for row in connection.execute(kept):
+        known[row.job_id, uid_of(row.job_id, row.create_time)] = row.state in ENDED
+    return known
 
 
 def jobs_ahead(connection: Connection, row: Row[Any]) -> int:
@@ -231,6 +243,9 @@ def forget(connection: Connection, job_id: str) -> None:
         state = job_pb2.Job.State.Name(row.state).removeprefix("STATE_")
         raise FailedPreconditionError(f"jobs/{job_id} is {state}: cancel it first", reason="JOB_NOT_ENDED")
     connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
+    now = time.time()
+    connection.execute(delete(deleted_jobs).where(deleted_jobs.c.delete_time < now - _REMEMBERED_SECONDS))
+    connection.execute(insert(deleted_jobs).values(job_id=job_id, uid=uid_of(job_id, row.create_time), delete_time=now))
 
 
 def touch(connection: Connection, job_id: str, values: Mapping[str, Any]) -> None:

@@ -17,10 +17,10 @@ session again, an inference replica serves policy version 0.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from surogate.errors import FailedPreconditionError, InternalError
 
@@ -38,6 +38,12 @@ HEALTH_SERVICE: Mapping[Component, str] = {
     "reward": "surogate.v1.RewardService",
 }
 """Name under which each component answers health checks: SERVING means that it can be used."""
+
+Run: TypeAlias = tuple[str, str]
+"""A job by its id and its uid, which tells it from an earlier one of the same id."""
+
+Known = Callable[[Collection[str]], Awaitable[Mapping[Run, bool]]]
+"""The jobs of these ids that the store knows, and whether each has ended. Of others it knows nothing."""
 
 READY_TIMEOUT = 900.0
 """Seconds to wait for a worker to be ready, loading of a large model included."""
@@ -203,6 +209,17 @@ class Job(Protocol):
     async def notice(self, text: str, *, component: str = ...) -> None:
         """Tells something that a person should read."""
 
+    async def has_ended(self, uid: str) -> bool:
+        """Whether an earlier job of the same id is known by that uid, and to have ended or been deleted."""
+        ...
+
+    async def recent_restarts(self, worker: str, since: float) -> Sequence[float]:
+        """When a worker was started again after `since`, in seconds since the epoch."""
+        ...
+
+    async def add_restart(self, worker: str, when: float, since: float) -> None:
+        """Writes down that a worker is started again; what was before `since` may be forgotten."""
+
 
 class Launcher(ABC):
     """A way of giving workers to jobs."""
@@ -215,11 +232,11 @@ class Launcher(ABC):
         """Opens the pool of a job. Nothing is started yet."""
 
     @abstractmethod
-    async def reap(self, job_id: str) -> None:
-        """Frees what a job of that id may have left behind, where that can outlive the orchestrator. Best effort."""
+    async def reap(self, job_id: str, uid: str) -> None:
+        """Frees what that job may have left behind, where that can outlive the orchestrator. Best effort."""
 
-    async def sweep(self, active: Callable[[], Awaitable[Set[str]]]) -> None:  # noqa: B027 - most have nothing to do
-        """Frees what jobs have left behind that are not among the active ones any more."""
+    async def sweep(self, known: Known) -> None:  # noqa: B027 - most have nothing to do
+        """Frees what jobs that are known to have ended have left behind."""
 
     async def close(self) -> None:  # noqa: B027 - most hold nothing
         """Lets go of what the launcher itself holds, after the pools were released."""

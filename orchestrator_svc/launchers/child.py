@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator_svc.launchers.base import Worker, WorkerFailedError, WorkerSpec
+from orchestrator_svc.launchers.base import Job, WorkerFailedError, WorkerSpec
 from orchestrator_svc.launchers.files import follow_file
 from orchestrator_svc.launchers.incarnations import RestartBudget, RestartedWorker, RestartPolicy
 from orchestrator_svc.metrics import WORKER_RESTARTS
@@ -44,14 +44,14 @@ class ChildWorker(RestartedWorker):
         security: ClientSecurity,
         policy: RestartPolicy,
         stop_seconds: float,
-        on_notice: Callable[[Worker, str], Awaitable[None]],
+        job: Job,
     ) -> None:
         super().__init__(spec.component, spec.index, security)
         self._command = command
         self._stop_seconds = stop_seconds
-        self._on_notice = on_notice
+        self._job = job
         self._process: ServiceProcess | None = None
-        self._budget = RestartBudget(policy)
+        self._budget = RestartBudget(policy, job, self.name)
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -85,7 +85,7 @@ class ChildWorker(RestartedWorker):
                 code = await self._live()
                 self._process = None
                 self._went_down()
-                if (failure := self._verdict(code)) is not None:
+                if (failure := await self._verdict(code)) is not None:
                     _log.error("worker given up", worker=self.name, exit_code=code)
                     self._gave_up(failure)
                     return
@@ -118,25 +118,27 @@ class ChildWorker(RestartedWorker):
         await self._process.stop(0)  # whatever it started goes with it
         return code
 
-    def _verdict(self, code: int) -> WorkerFailedError | None:
+    async def _verdict(self, code: int) -> WorkerFailedError | None:
         """The error with which a dead worker is given up, or None if it is to be started again."""
         how = _describe(code)
         if code == EXIT_USAGE:
             return WorkerFailedError(f"{self.name} refused its configuration{self._said()}")
         if code > 0 and not self._was_ready:
             return WorkerFailedError(f"{self.name} {how} before it was ready{self._said()}")
-        if self._budget.spent():
-            return WorkerFailedError(f"{self.name} {how} after {self._budget.used} restarts{self._said()}")
+        if await self._budget.spent():
+            return WorkerFailedError(f"{self.name} {how} after {await self._budget.used()} restarts{self._said()}")
         return None
 
     async def _prepare_restart(self, code: int) -> None:
-        delay = self._budget.take()
+        delay = await self._budget.take()
         self._restarts += 1
         WORKER_RESTARTS.labels(self.component).inc()
         how = _describe(code)
         _log.warning("worker died", worker=self.name, how=how, restart=self._restarts)
         with suppress(SurogateError):  # a notice that cannot be stored must not keep the worker down
-            await self._on_notice(self, f"{self.name} {how}; starting it again (restart {self._restarts})")
+            await self._job.notice(
+                f"{self.name} {how}; starting it again (restart {self._restarts})", component=self.name
+            )
         await asyncio.sleep(delay)
 
     def _said(self) -> str:

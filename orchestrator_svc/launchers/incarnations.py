@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator_svc.launchers.base import HEALTH_SERVICE, READY_TIMEOUT, Component, Worker, WorkerFailedError
+from orchestrator_svc.launchers.base import HEALTH_SERVICE, READY_TIMEOUT, Component, Job, Worker, WorkerFailedError
 from surogate.errors import DeadlineError, SurogateError, UnavailableError
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.rpc.health import wait_serving
+from surogate.telemetry.log import get_logger
 
 if TYPE_CHECKING:
     import grpc.aio
+
+_log = get_logger("launcher")
 
 
 @dataclass(frozen=True)
@@ -34,27 +36,45 @@ class RestartPolicy:
 
 
 class RestartBudget:
-    """Counts the restarts of one worker against its policy."""
+    """Counts the restarts of one worker against its policy, over restarts of the orchestrator too."""
 
-    def __init__(self, policy: RestartPolicy) -> None:
+    def __init__(self, policy: RestartPolicy, job: Job, worker: str) -> None:
         self._policy = policy
-        self._recent: deque[float] = deque()
+        self._job = job
+        self._worker = worker
+        self._recent: list[float] = []
+        self._loaded = False
 
-    @property
-    def used(self) -> int:
+    async def used(self) -> int:
         """Restarts within the window that ends now."""
-        while self._recent and time.monotonic() - self._recent[0] > self._policy.window:
-            self._recent.popleft()
+        since = time.time() - self._policy.window
+        await self._load(since)
+        self._recent = [when for when in self._recent if when > since]
         return len(self._recent)
 
-    def spent(self) -> bool:
+    async def spent(self) -> bool:
         """Whether one more restart is too many."""
-        return self.used >= self._policy.max_restarts
+        return await self.used() >= self._policy.max_restarts
 
-    def take(self) -> float:
+    async def take(self) -> float:
         """Counts a restart; returns the seconds to wait before it."""
-        self._recent.append(time.monotonic())
-        return self._policy.delay(self.used)
+        used, now = await self.used() + 1, time.time()
+        self._recent.append(now)
+        try:
+            await self._job.add_restart(self._worker, now, now - self._policy.window)
+        except SurogateError as error:  # a store that is away must not keep the worker down
+            _log.warning("a restart could not be written down", worker=self._worker, error=str(error))
+        return self._policy.delay(used)
+
+    async def _load(self, since: float) -> None:
+        """What was counted before this orchestrator, as soon as the store tells."""
+        if self._loaded:
+            return
+        try:
+            self._recent = [*await self._job.recent_restarts(self._worker, since), *self._recent]
+            self._loaded = True
+        except SurogateError as error:
+            _log.warning("earlier restarts are not known", worker=self._worker, error=str(error))
 
 
 class RestartedWorker(Worker):

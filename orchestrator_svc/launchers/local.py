@@ -38,7 +38,7 @@ class LocalLauncher(Launcher):
     async def open(self, job: Job) -> WorkerPool:
         return LocalPool(job, self._settings, await visible_devices())
 
-    async def reap(self, job_id: str) -> None:
+    async def reap(self, job_id: str, uid: str) -> None:
         """Nothing to do: the children of an orchestrator die with it."""
 
 
@@ -72,7 +72,7 @@ class LocalPool(WorkerPool):
             log_file=self._logs / f"{spec.component}-{spec.index}.log",
         )
         stop_seconds = self._settings.worker_stop_seconds + _EXTRA_STOP_SECONDS[spec.component]
-        worker = ChildWorker(spec, command, self._security, self._policy, stop_seconds, on_notice=self._tell)
+        worker = ChildWorker(spec, command, self._security, self._policy, stop_seconds, self._job)
         self._workers.append(worker)
         worker.launch()
         return worker
@@ -87,9 +87,6 @@ class LocalPool(WorkerPool):
         trainers = [worker.stop() for worker in self._workers if worker.component == "trainer"]
         await asyncio.gather(*trainers)
         await asyncio.gather(*(worker.stop() for worker in self._workers if worker.component != "trainer"))
-
-    async def _tell(self, worker: Worker, text: str) -> None:
-        await self._job.notice(text, component=worker.name)
 
     def _arguments(self, spec: WorkerSpec) -> list[str]:
         arguments = ["--drain-seconds", _DRAIN_SECONDS, "--log-format", "json"]

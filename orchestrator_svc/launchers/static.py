@@ -49,7 +49,7 @@ class StaticLauncher(Launcher):
         }
         return StaticPool(addresses, self._security, self._settings.worker_wait)
 
-    async def reap(self, job_id: str) -> None:
+    async def reap(self, job_id: str, uid: str) -> None:
         """Ends the session that the job may still have on the trainer."""
         if not self._settings.trainer_address:
             return

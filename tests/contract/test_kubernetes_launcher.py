@@ -16,7 +16,7 @@ pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 from surogate.v1 import job_pb2
 from tests.helpers.kube import Cluster
 from tests.helpers.kube_jobs import TrainerPods, training_on
-from tests.helpers.orchestrator import Orchestrator, sft_config
+from tests.helpers.orchestrator import Orchestrator, orchestrating, sft_config
 
 State = job_pb2.Job
 LEFT = ("jobs", "pods", "services", "configmaps")
@@ -203,15 +203,83 @@ async def test_what_the_job_does_not_own_stays(tmp_path: Path) -> None:
         assert cluster.api.objects["jobs"] == {"sg-one-trainer-0-1": other}
 
 
+def anchor_of(job_id: str, run: str) -> dict[str, Any]:
+    """The anchor of a job that another store, or another time, has made."""
+    labels = {"app.kubernetes.io/name": "surogate", "app.kubernetes.io/instance": "surogate"}
+    labels |= {"app.kubernetes.io/managed-by": "surogate-orchestrator", "surogate.dev/job": job_id}
+    return {"metadata": {"name": f"sg-{job_id}", "labels": labels, "annotations": {"surogate.dev/run": run}}}
+
+
 async def test_an_id_that_is_used_again_does_not_meet_its_predecessor(tmp_path: Path) -> None:
-    async with training_on(tmp_path, TrainerPods(0.05)) as (orchestrator, cluster):
-        anchor = {"app.kubernetes.io/name": "surogate", "app.kubernetes.io/instance": "surogate"}
-        anchor |= {"app.kubernetes.io/managed-by": "surogate-orchestrator", "surogate.dev/job": "one"}
-        metadata = {"name": "sg-one", "labels": anchor, "annotations": {"surogate.dev/run": "an earlier one"}}
-        old = cluster.api.add("configmaps", {"metadata": metadata})
+    """The first job's objects were left while the API server was away, and the job was forgotten."""
+    async with training_on(tmp_path, TrainerPods(0.05), api_patience=0.2) as (orchestrator, cluster):
+        name = await started(orchestrator)
+        old = cluster.api.objects["configmaps"]["sg-one"]
+        cluster.api.down = True
+        cluster.api.cut()
+        await orchestrator.cancel(name)
+        await orchestrator.ended(name)
+        await orchestrator.stub.DeleteJob(job_pb2.DeleteJobRequest(name=name))
+        cluster.api.down = False
         await started(orchestrator)
-        new = cluster.api.objects["configmaps"]["sg-one"]
-        assert new["metadata"]["uid"] != old["metadata"]["uid"]
+        assert cluster.api.objects["configmaps"]["sg-one"]["metadata"]["uid"] != old["metadata"]["uid"]
+        assert len(cluster.pods) == 1
+
+
+async def test_a_job_of_the_same_id_that_the_store_does_not_know_is_left_alone(tmp_path: Path) -> None:
+    async with training_on(tmp_path, TrainerPods(0.05)) as (orchestrator, cluster):
+        old = cluster.api.add("configmaps", anchor_of("one", "of another store"))
+        ended = await orchestrator.ended((await orchestrator.create(sft_config(), job_id="one")).name)
+        assert ended.state == State.STATE_FAILED
+        assert "a job of the id one that the job store does not know" in ended.status_message
+        assert "delete the ConfigMap sg-one" in ended.status_message
+        assert cluster.api.objects["configmaps"] == {"sg-one": old}
+
+
+async def test_an_emptied_store_costs_running_jobs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator_svc.runner.SWEEP_SECONDS", 0.05)
+    async with training_on(tmp_path, TrainerPods(0.2)) as (orchestrator, cluster):
+        await started(orchestrator)
+        before = {plural: set(cluster.api.objects[plural]) for plural in LEFT}
+        assert orchestrator.runner is not None
+        await orchestrator.runner.stop()
+        values = {key: getattr(orchestrator.settings, key) for key in ("kubeconfig", "pod_templates", "api_patience")}
+        (tmp_path / "new").mkdir()
+        async with orchestrating(tmp_path / "new", launcher_name="kubernetes", **values) as other:
+            looked = len(cluster.api.requests)
+            lists = {"method": "GET", "plural": "configmaps"}
+            await cluster.until(lambda: len(asked(cluster, looked, **lists)) >= 3)
+            assert not asked(cluster, looked, method="DELETE")
+            ended = await other.ended((await other.create(sft_config(), job_id="one")).name)
+            assert ended.state == State.STATE_FAILED
+        assert {plural: set(cluster.api.objects[plural]) for plural in LEFT} == before
+        orchestrator.runner.start()
+        await orchestrator.cancel("jobs/one")
+        await orchestrator.ended("jobs/one")
+        await nothing_left(cluster)
+
+
+def asked(cluster: Cluster, since: int, **like: str) -> list[Any]:
+    """Requests to the API server, from a count on, that are like that."""
+    found = cluster.api.requests[since:]
+    return [one for one in found if all(getattr(one, key) == value for key, value in like.items())]
+
+
+async def test_restarts_are_counted_over_restarts_of_the_orchestrator(tmp_path: Path) -> None:
+    async with training_on(tmp_path, TrainerPods(0.05), max_worker_restarts=2) as (orchestrator, cluster):
+        name = await started(orchestrator)
+        assert orchestrator.runner is not None
+        for restart in (1, 2):
+            await cluster.fail(cluster.pod("trainer"), 1)
+            again = f"sg-one-trainer-0-{restart + 1}"
+            await cluster.until(lambda again=again: again in cluster.api.objects["jobs"])
+            await cluster.until(lambda: cluster.pod("trainer")["status"].get("phase") == "Running")
+            await orchestrator.runner.stop()
+            orchestrator.runner.start()
+        await cluster.fail(cluster.pod("trainer"), 1)
+        ended = await orchestrator.ended(name)
+        assert ended.state == State.STATE_FAILED
+        assert "trainer-0 ended with exit code 1 after 2 restarts" in ended.status_message
 
 
 async def test_a_mistake_in_a_template_is_told_by_its_field(tmp_path: Path) -> None:

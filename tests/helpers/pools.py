@@ -37,7 +37,7 @@ class EmptyLauncher(Launcher):
     async def open(self, job: JobContext) -> WorkerPool:
         return EmptyPool()
 
-    async def reap(self, job_id: str) -> None:
+    async def reap(self, job_id: str, uid: str) -> None:
         self.reaped.append(job_id)
 
 

@@ -31,7 +31,8 @@ from surogate.v1 import reward_pb2, reward_pb2_grpc
 if TYPE_CHECKING:
     import grpc.aio
 
-    from orchestrator_svc.launchers.kubernetes.pool import KubernetesPool
+    from orchestrator_svc.launchers.kubernetes.belongings import Belongings
+    from orchestrator_svc.launchers.kubernetes.mirror import Mirror
 
 _log = get_logger("launcher")
 _LOOK_SECONDS = 5.0
@@ -49,12 +50,24 @@ _ANSWER_SECONDS, _ANSWER_PAUSE = 5.0, 0.5
 class KubernetesWorker(RestartedWorker):
     """A worker through its Jobs. `launch` starts a task that keeps it alive until `stop`, or lets go at `release`."""
 
-    def __init__(self, spec: WorkerSpec, pool: KubernetesPool, policy: RestartPolicy) -> None:
-        # A service of the author's own image gets no token of the operator's.
-        super().__init__(spec.component, spec.index, ClientSecurity() if spec.image else pool.security)
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        belongings: Belongings,
+        mirror: Mirror,
+        security: ClientSecurity,
+        policy: RestartPolicy,
+        *,
+        by_name: bool,
+    ) -> None:
+        """`by_name`: called by the name that its Service gives it, not by its pod's address."""
+        super().__init__(spec.component, spec.index, security)
         self.spec = spec
-        self._pool = pool
-        self._budget = RestartBudget(policy)
+        self._belongings = belongings
+        self._api = belongings.api
+        self._mirror = mirror
+        self._by_name = by_name
+        self._budget = RestartBudget(policy, belongings.job, self.name)
         self._incarnation = 1
         self._job: Object | None = None
         self._pod_uid = ""
@@ -84,7 +97,7 @@ class KubernetesWorker(RestartedWorker):
         job, self._job = self._job, None
         if job is not None:
             await self._save_logs(job)
-            await self._pool.api.delete(JOB, job["metadata"]["name"], job["metadata"]["uid"])
+            await self._api.delete(JOB, job["metadata"]["name"], job["metadata"]["uid"])
 
     async def log(self, tail: int, follow: bool) -> AsyncIterator[str]:
         """Pod after pod, node after node of a trainer."""
@@ -122,7 +135,7 @@ class KubernetesWorker(RestartedWorker):
             while True:
                 end = await self._live()
                 self._down()
-                if (failure := self._verdict(end)) is not None:
+                if (failure := await self._verdict(end)) is not None:
                     _log.error("worker given up", worker=self.name, how=end.text)
                     await self._tell(failure.message)
                     self._gave_up(failure)
@@ -138,16 +151,16 @@ class KubernetesWorker(RestartedWorker):
     async def _live(self) -> words.End:
         """One incarnation, to its end."""
         job = self._job = await self._create_or_adopt()
-        self._pool.mirror.put_job(job)
+        self._mirror.put_job(job)
         self._seen_without_pod = time.monotonic()
         while True:
-            changed = self._pool.mirror.changed()
+            changed = self._mirror.changed()
             current = await self._newest(job)
             if current is None or current["metadata"].get("deletionTimestamp"):
                 self._job = None
                 return await self._deleted()
             job = self._job = current
-            pods = self._pool.mirror.pods(job)
+            pods = self._mirror.pods(job)
             if end := words.how_ended(job, pods):
                 await self._bury(job, pods)
                 return end
@@ -158,22 +171,22 @@ class KubernetesWorker(RestartedWorker):
 
     async def _deleted(self) -> words.End:
         """The end of a worker whose Job is gone. Without the anchor the cluster collects whatever is made."""
-        if await self._pool.is_anchored():
+        if await self._belongings.is_anchored():
             return words.End("was deleted by somebody", moved=True)
         return words.End(
-            f"was deleted with the ConfigMap {self._pool.owner.name}, which owns all of the job", final=True
+            f"was deleted with the ConfigMap {self._belongings.owner.name}, which owns all of the job", final=True
         )
 
     async def _create_or_adopt(self) -> Object:
-        body = self._pool.worker_manifest(self.spec, self._incarnation)
+        body = self._belongings.worker_manifest(self.spec, self._incarnation)
         name = body["metadata"]["name"]
-        found = await self._pool.api.find(JOB, name)
+        found = await self._api.find(JOB, name)
         if found is None:
             try:
-                return await self._pool.api.create(JOB, body)
+                return await self._api.create(JOB, body)
             except AlreadyExistsError:  # made in this moment, perhaps by this very call before its answer was lost
-                found = await self._pool.api.get(JOB, name)
-        if not self._pool.owns(found):
+                found = await self._api.get(JOB, name)
+        if not self._belongings.owns(found):
             raise FailedPreconditionError(
                 f"there is a Job {name} that is not of this job: delete it, or give the job another id",
                 reason="NAME_TAKEN",
@@ -184,11 +197,11 @@ class KubernetesWorker(RestartedWorker):
     async def _newest(self, job: Object) -> Object | None:
         """The Job as it is now. That the mirror lacks it means nothing before the API server has said so."""
         name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-        seen = self._pool.mirror.job(name)
+        seen = self._mirror.job(name)
         if seen is None:
-            seen = await self._pool.api.find(JOB, name)
+            seen = await self._api.find(JOB, name)
             if seen is not None:
-                self._pool.mirror.put_job(seen)
+                self._mirror.put_job(seen)
         return seen if seen is not None and seen["metadata"]["uid"] == uid else None
 
     async def _observe(self, job: Object, pods: Sequence[Object]) -> None:
@@ -219,7 +232,7 @@ class KubernetesWorker(RestartedWorker):
             return text
         if time.monotonic() - self._seen_without_pod < _NO_POD_SECONDS:
             return ""
-        events, _ = await self._pool.api.list(EVENT, fields=f"involvedObject.uid={job['metadata']['uid']}")
+        events, _ = await self._api.list(EVENT, fields=f"involvedObject.uid={job['metadata']['uid']}")
         return words.why_not_created(events)
 
     async def _say(self, text: str) -> None:
@@ -230,27 +243,28 @@ class KubernetesWorker(RestartedWorker):
 
     async def _tell(self, text: str) -> None:
         with suppress(SurogateError):  # a notice that cannot be stored must not keep the worker down
-            await self._pool.job.notice(text, component=self.name)
+            await self._belongings.job.notice(text, component=self.name)
 
     def _address_of(self, job: Object, pod: Object) -> str:
-        if self._pool.by_name:
-            return address.join(self._pool.manifests.host(job["metadata"]["name"], self.component), GRPC_PORT)
+        if self._by_name:
+            return address.join(self._belongings.manifests.host(job["metadata"]["name"], self.component), GRPC_PORT)
         return address.join(pod["status"]["podIP"], GRPC_PORT)
 
     def _down(self) -> None:
         self._pod_uid = ""
         self._went_down()
 
-    def _verdict(self, end: words.End) -> WorkerFailedError | None:
+    async def _verdict(self, end: words.End) -> WorkerFailedError | None:
         """The error with which an ended worker is given up, or None if it is to be started again."""
         if end.final:
             return WorkerFailedError(f"{self.name} {end.text}{self._said()}")
-        if not end.moved and self._budget.spent():
-            return WorkerFailedError(f"{self.name} {end.text} after {self._budget.used} restarts{self._said()}")
+        if not end.moved and await self._budget.spent():
+            used = await self._budget.used()
+            return WorkerFailedError(f"{self.name} {end.text} after {used} restarts{self._said()}")
         return None
 
     async def _prepare_restart(self, end: words.End) -> None:
-        delay = _MOVED_SECONDS if end.moved else self._budget.take()
+        delay = _MOVED_SECONDS if end.moved else await self._budget.take()
         self._lost = ""
         self._incarnation += 1
         self._restarts += 1
@@ -263,22 +277,22 @@ class KubernetesWorker(RestartedWorker):
         """Saves the logs of an ended Job, and deletes it."""
         self._last_lines = await self._log_of([pod for pod in pods if _failed(pod)] or pods[-1:], _LOG_LINES)
         await self._save_logs(job)
-        await self._pool.api.delete(JOB, job["metadata"]["name"], job["metadata"]["uid"])
+        await self._api.delete(JOB, job["metadata"]["name"], job["metadata"]["uid"])
         self._job = None
 
     async def _save_logs(self, job: Object) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_SAVE_SECONDS):
-                text = await self._log_of(self._pool.mirror.pods(job), _KEPT_LINES)
-                await asyncio.to_thread(_append, self._pool.logs / f"{self.name}.log", text)
+                text = await self._log_of(self._mirror.pods(job), _KEPT_LINES)
+                await asyncio.to_thread(_append, self._belongings.job.output_dir / "logs" / f"{self.name}.log", text)
 
     async def _log_of_pod(self, pod: Object, tail: int, follow: bool) -> AsyncGenerator[str, None]:
         name, container = pod["metadata"]["name"], words.main_container(pod)["name"]
         if not follow:
-            for line in (await self._pool.api.log(name, container=container, tail=tail)).splitlines():
+            for line in (await self._api.log(name, container=container, tail=tail)).splitlines():
                 yield line
             return
-        async with aclosing(self._pool.api.follow_log(name, container=container, tail=tail)) as lines:
+        async with aclosing(self._api.follow_log(name, container=container, tail=tail)) as lines:
             with suppress(NotFoundError, UnavailableError):  # the pod is gone; another one may come
                 async for line in lines:
                     yield line
@@ -289,11 +303,11 @@ class KubernetesWorker(RestartedWorker):
             if not _has_run(pod):
                 continue
             container = words.main_container(pod)["name"]
-            texts.append(await self._pool.api.log(pod["metadata"]["name"], container=container, tail=lines))
+            texts.append(await self._api.log(pod["metadata"]["name"], container=container, tail=lines))
         return "".join(texts)
 
     def _pods(self) -> Sequence[Object]:
-        return self._pool.mirror.pods(self._job) if self._job is not None else ()
+        return self._mirror.pods(self._job) if self._job is not None else ()
 
     def _said(self) -> str:
         lines = self._last_lines.rstrip()
