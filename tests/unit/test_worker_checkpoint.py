@@ -14,7 +14,7 @@ from tests.helpers.engine import open_engine
 from tests.helpers.tiny import make_tiny_model
 from tests.unit.test_worker_grpo import samples
 from trainer_svc.worker import checkpoint as module
-from trainer_svc.worker.checkpoint import newest_good, verify
+from trainer_svc.worker.checkpoint_folders import newest_good, verify
 
 
 def test_trouble_leaves_the_previous_checkpoint_and_is_reported(

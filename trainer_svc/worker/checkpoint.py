@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,15 @@ from surogate.errors import DataLossError
 from surogate.storage.folders import fingerprint
 from trainer_svc.worker import determinism, lora
 from trainer_svc.worker.card import write_card
-from trainer_svc.worker.files import move_files, new_folder, remove_folder, write_adapter, write_model
+from trainer_svc.worker.checkpoint_folders import STATE, Warn, forget_old, state_of
+from trainer_svc.worker.files import move_files, new_folder, write_adapter, write_model
 from trainer_svc.worker.session import TrainingSession
 from trainer_svc.worker.spread import share_like, whole, whole_state
 
-STATE = "trainer_state"
 FORMAT = 1
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 Weights = Mapping[str, torch.Tensor]
 State = Mapping[str, Mapping[str, torch.Tensor]]
-Warn = Callable[[str], None]
 
 
 def write_checkpoint(session: TrainingSession) -> Path:
@@ -109,54 +106,9 @@ def _write_final(session: TrainingSession, output: Path, weights: Weights, merge
         ) from error
 
 
-def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """The checkpoints in a folder, (step, path), newest first. Half-written ones have other names."""
-    found = [(step, path) for path in _entries(folder) if (step := step_in(path.name)) is not None]
-    return sorted(found, reverse=True)
-
-
-def step_in(name: str) -> int | None:
-    """The step in the name of a checkpoint's folder; None for other names."""
-    match = _NAME.fullmatch(name)
-    return int(match[1]) if match else None
-
-
-def has(folder: Path, step: int) -> bool:
-    """Whether there is a checkpoint of that step."""
-    return any(number == step for number, _ in checkpoints(folder))
-
-
-def newest_good(folder: Path, warn: Warn) -> Path | None:
-    """The newest checkpoint whose files are all as they were written; a warning for each that is passed over."""
-    for _, path in checkpoints(folder):
-        try:
-            verify(path)
-        except DataLossError as error:
-            warn(f"{error}; trying the one before it")
-            continue
-        return path
-    return None
-
-
-def verify(path: Path) -> None:
-    """Raises DataLossError if a file of the checkpoint is missing or is not what was written."""
-    try:
-        listed: Mapping[str, Any] = json.loads((path / STATE / "files.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataLossError(f"{path} is not a complete checkpoint", reason="CHECKPOINT_DAMAGED") from error
-    for name, expected in listed.items():
-        if not (path / name).is_file() or fingerprint(path / name) != expected:
-            raise DataLossError(f"{path} is damaged: {name} is not what was written", reason="CHECKPOINT_DAMAGED")
-
-
-def step_of(path: Path) -> int:
-    """The step that a checkpoint holds."""
-    return int(_state(path)["step"])
-
-
 def restore(session: TrainingSession, path: Path, warn: Warn) -> None:
     """Gives the session the optimiser, masters, random state and step of a checkpoint whose weights it has loaded."""
-    state = _state(path)
+    state = state_of(path)
     for key, before, now in _differences(state["train"], session.train.model_dump(mode="json")):
         warn(f"{path.name} was written with train.{key} = {before}, and the run goes on with {now}")
     if state.get("ranks", 1) != session.ranks.world_size:
@@ -224,38 +176,8 @@ def _write_list(folder: Path) -> None:
     (folder / STATE / "files.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
 
 
-def forget_old(folder: Path, limit: int, *, step: int, keep_interval: int = 0) -> None:
-    """Deletes what is older than the newest `limit` up to `step`, and what an abandoned run left of later steps.
-
-    Multiples of `keep_interval` (0: none) up to `step` stay.
-    """
-    found = checkpoints(folder)
-    stay = kept([number for number, _ in found], limit, step=step, keep_interval=keep_interval)
-    for number, path in found:
-        if number not in stay:
-            remove_folder(path)
-
-
-def kept(steps: Sequence[int], limit: int, *, step: int, keep_interval: int) -> set[int]:
-    """Of the steps that have checkpoints, newest first, those whose checkpoints stay; see `forget_old`."""
-    past = [number for number in steps if number <= step]
-    return {*past[:limit], *(number for number in past if keep_interval and number % keep_interval == 0)}
-
-
 def _files(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-
-
-def _entries(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-
-
-def _state(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads((path / STATE / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataLossError(f"{path} is not a complete checkpoint", reason="CHECKPOINT_DAMAGED") from error
-    return state
 
 
 _MAY_CHANGE = frozenset({"output_dir", "checkpoint_dir", "resume_from_checkpoint", "run_name", "save_steps"})

@@ -16,15 +16,16 @@ from surogate.structs import from_struct
 from surogate.urls import is_url
 from surogate.v1 import common_pb2
 from surogate.v1 import trainer_pb2 as trainer
-from trainer_svc.worker import checkpoint as checkpointing
-from trainer_svc.worker import determinism, grpo
+from trainer_svc.worker import checkpoint_folders, determinism, grpo
+from trainer_svc.worker.checkpoint import restore
 from trainer_svc.worker.data.prepare import prepare
 from trainer_svc.worker.export import export_weights
 from trainer_svc.worker.files import remove_leftovers
 from trainer_svc.worker.lora_targets import remark
 from trainer_svc.worker.quantized.state import count_parameters
 from trainer_svc.worker.ranks import Ranks
-from trainer_svc.worker.remote import RemoteCheckpoints, Saved, newest, save_checkpoint, save_final
+from trainer_svc.worker.remote import RemoteCheckpoints, Saved, newest
+from trainer_svc.worker.saving import save_checkpoint, save_final
 from trainer_svc.worker.score import score
 from trainer_svc.worker.session import Kind, TrainingSession, checkpoint_folder, load_session
 from trainer_svc.worker.supervised import SupervisedRun
@@ -77,7 +78,7 @@ class Engine:
             self._reporter.warning("train.lora_dropout is 0 in GRPO, so that the policy is the one that was sampled")
         opened.start_optimizer(total_steps)
         if source is not None:
-            checkpointing.restore(opened, source, self._reporter.warning)
+            restore(opened, source, self._reporter.warning)
             self._saved = opened.remote.saved if opened.remote else Saved(opened.step, str(source))
         self._opened = opened
         trainable, parameters = count_parameters(opened.policy.model)
@@ -141,7 +142,7 @@ class Engine:
         session = self._opened
         if not save or session is None or session.step == 0:
             return
-        if self._ranks.of_first(checkpointing.has(session.checkpoint_dir, session.step)):
+        if self._ranks.of_first(checkpoint_folders.has(session.checkpoint_dir, session.step)):
             return
         saved = save_checkpoint(session, self._reporter.warning)
         if saved is not None:
@@ -160,17 +161,17 @@ class Engine:
             if named is None:
                 return None
         if remote is not None and named and is_url(named):
-            remote.saved = remote.saved or Saved(checkpointing.step_in(Path(named).name) or 0, named)
+            remote.saved = remote.saved or Saved(checkpoint_folders.step_in(Path(named).name) or 0, named)
             return remote.fetch(named, folder)
         if named:
             path = Path(named).expanduser()
             if self._ranks.first:
-                checkpointing.verify(path)
+                checkpoint_folders.verify(path)
             return path
         if request.fresh or not train.resume_from_checkpoint:
             return None
         return self._ranks.of_first(
-            checkpointing.newest_good(folder, self._reporter.warning) if self._ranks.first else None
+            checkpoint_folders.newest_good(folder, self._reporter.warning) if self._ranks.first else None
         )
 
 

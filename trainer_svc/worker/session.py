@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,13 +26,11 @@ from trainer_svc.worker.quantized.loading import quantize_layers
 from trainer_svc.worker.ranks import Ranks
 from trainer_svc.worker.recipe import check, use_recipe
 from trainer_svc.worker.recompute import use_recompute
+from trainer_svc.worker.remote import RemoteCheckpoints
 from trainer_svc.worker.schedule import Schedule
 from trainer_svc.worker.tokenizer import load_tokenizer
 from trainer_svc.worker.usage import DeviceUse
 from trainer_svc.worker.watch import EarlyStop, SpikeGuard
-
-if TYPE_CHECKING:
-    from trainer_svc.worker.remote import RemoteCheckpoints
 
 Kind = Literal["pt", "sft", "grpo"]
 
