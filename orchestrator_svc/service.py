@@ -74,7 +74,6 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 return await self._show(row)
         new = await asyncio.to_thread(self._resolve, given, request, request_digest)
         if request.validate_only:
-            await self._database.read(lambda c: store.check_free(c, new))
             return _preview(new, request.job_id)
         row = await self._insert(new)
         self._bell.ring(new.job_id)

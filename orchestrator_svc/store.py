@@ -64,7 +64,9 @@ def create(connection: Connection, new: NewJob, max_queued: int) -> Row[Any]:
     one_at_a_time(connection, "create")  # what is looked for here must not come in meanwhile
     if new.request_id and (row := find_request(connection, new.request_id, new.request_digest)) is not None:
         return row
-    check_free(connection, new)
+    if find(connection, new.job_id) is not None:
+        raise AlreadyExistsError(f"jobs/{new.job_id} exists: choose another job_id, or delete that job first")
+    _check_folder_is_free(connection, new.output_dir)
     queued = connection.scalar(select(func.count()).where(jobs.c.state == job_pb2.Job.STATE_QUEUED))
     if (queued or 0) >= max_queued:
         raise BusyError(f"{queued} jobs wait already: try again later", retry_after=_QUEUE_RETRY_SECONDS)
@@ -80,13 +82,6 @@ def create(connection: Connection, new: NewJob, max_queued: int) -> Row[Any]:
     ]
     record(connection, new.job_id, None, [queued_event, *notices])
     return get(connection, new.job_id)
-
-
-def check_free(connection: Connection, new: NewJob) -> None:
-    """Makes sure that a job's id and folder are free. Raises AlreadyExistsError, FailedPreconditionError."""
-    if find(connection, new.job_id) is not None:
-        raise AlreadyExistsError(f"jobs/{new.job_id} exists: choose another job_id, or delete that job first")
-    _check_folder_is_free(connection, new.output_dir)
 
 
 def find_request(connection: Connection, request_id: str, request_digest: str) -> Row[Any] | None:

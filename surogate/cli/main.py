@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -141,6 +142,7 @@ def _launch(
 
 def main() -> None:
     """Runs the command line and exits with its code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # what gRPC says of each attempt is in our own errors, once
     try:
         app()
     except SurogateError as error:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from surogate.errors import InvalidInputError
+
+_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
+"""Of gRPC targets, which are taken as they are."""
 _WILDCARDS = frozenset({"0.0.0.0", "::", "*"})  # noqa: S104 - recognised here, not bound
 
 
@@ -11,6 +15,18 @@ def split(address: str) -> tuple[str, int]:
     if not colon or not port.isdigit():
         raise ValueError(f"{address!r} is not HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def check_target(target: str) -> None:
+    """Raises InvalidInputError for a target that is neither HOST:PORT nor one of gRPC's own forms."""
+    if target.startswith(_SCHEMES):
+        return
+    try:
+        host, port = split(target)
+    except ValueError:
+        host, port = "", 0
+    if not host or "/" in host or not 0 < port < 65536:
+        raise InvalidInputError(f"{target!r} is not HOST:PORT, as in 127.0.0.1:50051", reason="NO_ADDRESS")
 
 
 def join(host: str, port: int) -> str:

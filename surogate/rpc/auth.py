@@ -49,6 +49,8 @@ class TokenSource:
             stamp, text = file_stamp(file), file.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError.of([Violation("token_file", f"cannot read {file}: {error.strerror}")]) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError.of([Violation("token_file", f"{file} is not text")]) from error
         found = tuple(line.strip() for line in text.splitlines() if line.strip())
         if not found:
             raise ConfigError.of([Violation("token_file", f"{file} holds no token; write one a line")])

@@ -44,8 +44,10 @@ def open_channel(
     `idempotent` lists methods (`surogate.v1.JobService/GetJob`) or whole services (`surogate.v1.RewardService`) that
     are retried on UNAVAILABLE, up to 5 attempts with exponential back-off. Calls without a timeout get the default of
     their method: `deadlines` by short name, else the contract's, else `default_deadline` seconds. Security is
-    `from_env()` where not given. Raises ConfigError for TLS files that cannot be read.
+    `from_env()` where not given. Raises ConfigError for TLS files that cannot be
+    read, InvalidInputError for a target that is none.
     """
+    address.check_target(target)
     security = security or ClientSecurity.from_env()
     options = _channel_options(
         security, idempotent=idempotent, max_message_bytes=max_message_bytes, balanced=target.startswith(_MANY)

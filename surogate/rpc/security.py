@@ -89,7 +89,10 @@ class ClientSecurity:
 
 
 def authorization(token: str | None) -> tuple[tuple[str, str], ...]:
-    """The call metadata that carries a token."""
+    """The call metadata that carries a token. Raises ConfigError for one that no header can carry."""
+    if token and not all("!" <= letter <= "~" for letter in token):
+        why = "the token has characters other than printable ASCII ones; is it a token?"
+        raise ConfigError.of([Violation("SUROGATE_TOKEN", why)])
     return (("authorization", f"Bearer {token}"),) if token else ()
 
 
@@ -97,6 +100,9 @@ def _read(file: Path | None, name: str) -> bytes | None:
     if file is None:
         return None
     try:
-        return file.read_bytes()
+        content = file.read_bytes()
     except OSError as error:
         raise ConfigError.of([Violation(name, f"cannot read {file}: {error.strerror}")]) from error
+    if b"-----BEGIN " not in content:
+        raise ConfigError.of([Violation(name, f"{file} is not PEM: it has no line that begins with -----BEGIN")])
+    return content

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from surogate.config.service import MIB, ServiceSettings
-from surogate.errors import ConfigError, UnauthenticatedError, UnavailableError, UnimplementedError
+from surogate.errors import ConfigError, InvalidInputError, UnauthenticatedError, UnavailableError, UnimplementedError
 from surogate.rpc import health
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.rpc.server import RpcServer
@@ -285,3 +285,31 @@ async def test_the_probe_for_containers_ends_with_what_it_found(service: str, co
         command = [sys.executable, "-m", "surogate.probe", server.address, *([service] if service else [])]
         process = await asyncio.create_subprocess_exec(*command)
         assert await process.wait() == code
+
+
+@pytest.mark.parametrize("target", ["", "host", ":1", "host:0", "host:99999", "http://host:1", "host:1/x", "ho/st:1"])
+async def test_a_target_that_is_no_address_is_refused(target: str) -> None:
+    with pytest.raises(InvalidInputError, match="is not HOST:PORT"):
+        open_channel(target, ClientSecurity())
+
+
+@pytest.mark.parametrize("target", ["host:1", "[::1]:1", "dns:///host:1", "ipv4:10.0.0.1:1,10.0.0.2:1", "unix:/a/b"])
+async def test_targets_of_grpc_are_taken(target: str) -> None:
+    async with open_channel(target, ClientSecurity()):
+        pass
+
+
+@pytest.mark.parametrize("token", ["a\nb", "ä", "a b", "\x01"])
+async def test_a_token_that_no_header_carries_is_refused(token: str) -> None:
+    async with open_channel("127.0.0.1:1", ClientSecurity(token=token)) as channel:
+        with pytest.raises(ConfigError, match="SUROGATE_TOKEN"):
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+
+
+def test_files_that_are_not_what_they_should_be_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"SUROGATE_TLS_CA: .* is not PEM"):
+        ClientSecurity(ca_file=file).credentials()
+    with pytest.raises(ConfigError, match=r"token_file: .* is not text"):
+        ClientSecurity(token_file=file).token_source()
