@@ -100,7 +100,8 @@ def _spec() -> Schema:
     replicas = {
         "type": "integer",
         "minimum": 1,
-        "description": "Inference replicas while the job runs (GRPO). Unset = as the job was made. May be changed.",
+        "description": "Inference replicas while the job runs (GRPO). May be changed. Unset = as infer.yaml says; the "
+        "orchestrator then writes the number here, and keeps it that of the job.",
     }
     return {
         "type": "object",

@@ -23,6 +23,7 @@ from orchestrator_svc.scaling import scale_of
 from orchestrator_svc.schema import jobs
 from orchestrator_svc.trainingjobs.crd import TRAINING_JOB
 from orchestrator_svc.trainingjobs.status import event_of, events_of, refusal_of, refused, selector_of, status_of
+from surogate.config.job import GrpoJob, resolve_job
 from surogate.errors import AlreadyExistsError, NotFoundError, SurogateError, UnavailableError
 from surogate.telemetry.log import get_logger
 from surogate.v1 import job_pb2
@@ -81,7 +82,7 @@ class Reconciler:
             changed = self._mirror.changed()
             for resource in self._mirror.items(TRAINING_JOB):
                 try:
-                    await self._reconcile({"apiVersion": TRAINING_JOB.version, "kind": TRAINING_JOB.name, **resource})
+                    await self._reconcile(_whole(resource))
                 except (ConflictError, NotFoundError):
                     pass  # it has changed meanwhile: the watch brings it again
                 except SurogateError as error:
@@ -135,6 +136,8 @@ class Reconciler:
         status = resource.get("status") or {}
         if status.get("observedGeneration") != resource["metadata"].get("generation", 1):
             await self._follow_change(resource, job)
+        elif refusal_of(resource) is None:
+            resource = await self._show_scale(resource, job)
         after = int(status.get("eventSequence") or 0)
         happened = await self._database.read(lambda c: read_events(c, job.job_id, after, _EVENTS_AT_ONCE))
         for event in events_of(resource, happened):
@@ -143,7 +146,22 @@ class Reconciler:
         new = status_of(job, resource, selector_of(self._settings.instance, job.job_id), sequence)
         new["conditions"][0] = refusal_of(resource) or new["conditions"][0]
         if new != status:
-            await self._api.patch(TRAINING_JOB, resource["metadata"]["name"], {"status": new}, part="status")
+            # A merge leaves what it does not name: a metric that is no number any more is named too.
+            gone = dict.fromkeys(set(status.get("metrics") or {}) - set(new["metrics"]))
+            change = {**new, "metrics": {**new["metrics"], **gone}}
+            await self._api.patch(TRAINING_JOB, resource["metadata"]["name"], {"status": change}, part="status")
+
+    async def _show_scale(self, resource: Object, job: Row[Any]) -> Object:
+        """Has the resource say how many replicas its job shall have, whoever said so last: without the number the API
+        server answers for no scale, and whatever would scale the resource has nothing to begin with."""
+        if job.state in ENDED or not isinstance(config := resolve_job(job.config), GrpoJob):
+            return resource
+        wanted = await self._database.read(lambda c: scale_of(c, job.job_id)) or config.infer.dp
+        if resource["spec"].get("inferenceReplicas") == wanted:
+            return resource
+        version = resource["metadata"]["resourceVersion"]
+        change = {"metadata": {"resourceVersion": version}, "spec": {"inferenceReplicas": wanted}}
+        return _whole(await self._api.patch(TRAINING_JOB, resource["metadata"]["name"], change))
 
     async def _follow_change(self, resource: Object, job: Row[Any]) -> None:
         """Scales the job if that is what has changed; nothing else of a job can change."""
@@ -182,8 +200,7 @@ class Reconciler:
     async def _set_finalizers(self, resource: Object, finalizers: list[str]) -> Object:
         metadata = resource["metadata"]
         change = {"metadata": {"finalizers": finalizers, "resourceVersion": metadata["resourceVersion"]}}
-        changed = await self._api.patch(TRAINING_JOB, metadata["name"], change)
-        return {**changed, "apiVersion": TRAINING_JOB.version, "kind": TRAINING_JOB.name}
+        return _whole(await self._api.patch(TRAINING_JOB, metadata["name"], change))
 
     async def _refuse(self, resource: Object, reason: str, message: str) -> None:
         generation = resource["metadata"].get("generation", 1)
@@ -198,6 +215,11 @@ class Reconciler:
 
 def _job_of(connection: Connection, uid: str) -> Row[Any] | None:
     return connection.execute(select(jobs).where(jobs.c.request_id == uid)).one_or_none()
+
+
+def _whole(resource: Object) -> Object:
+    """A resource as it stands alone: those of a list lack their kind."""
+    return {**resource, "apiVersion": TRAINING_JOB.version, "kind": TRAINING_JOB.name}
 
 
 def _camel(reason: str) -> str:

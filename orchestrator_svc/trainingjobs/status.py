@@ -85,7 +85,7 @@ def event_of(resource: Object, key: str, reason: str, message: str, *, warning: 
     now = _time(datetime.now(UTC).timestamp())
     return {
         "metadata": {
-            "name": f"{metadata['name'][:200]}.{metadata['uid'][:8]}-{key}",
+            "name": f"{metadata['name'][:200].rstrip('-.')}.{metadata['uid'][:8]}-{key}",
             "namespace": metadata["namespace"],
         },
         "involvedObject": {

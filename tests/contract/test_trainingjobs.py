@@ -29,7 +29,7 @@ async def reconciling(folder: Path, orchestrator: Orchestrator, cluster: Cluster
     """A reconciler beside an orchestrator."""
     assert orchestrator.settings is not None and orchestrator.database is not None
     kubeconfig = write_kubeconfig(folder / "kubeconfig", cluster.api.url)
-    api = Api("surogate", kubeconfig=kubeconfig, patience=10.0)
+    api = Api(cluster.api.namespace, kubeconfig=kubeconfig, patience=10.0)
     reconciler = Reconciler(orchestrator.settings, api, orchestrator.database, orchestrator.servicer)
     await reconciler.start()
     try:
@@ -45,17 +45,15 @@ def apply(cluster: Cluster, spec: Object, name: str = "mine") -> Object:
 
 def change(cluster: Cluster, name: str = "mine", **spec: Any) -> None:
     """kubectl apply, or scale, of a changed one."""
-    found = cluster.api.objects["trainingjobs"][name]
-    cluster.api._written("trainingjobs", _changed(found, spec))
-
-
-def _changed(found: Object, spec: Object) -> Object:
-    metadata = {**found["metadata"], "generation": found["metadata"]["generation"] + 1}
-    return {**found, "metadata": metadata, "spec": {**found["spec"], **spec}}
+    cluster.api.change_spec("trainingjobs", name, **spec)
 
 
 def status(cluster: Cluster, name: str = "mine") -> Object:
     return cluster.api.objects["trainingjobs"].get(name, {}).get("status") or {}
+
+
+def spec_of(cluster: Cluster, name: str = "mine") -> Object:
+    return cluster.api.objects["trainingjobs"][name]["spec"]  # type: ignore[no-any-return]
 
 
 def condition(cluster: Cluster, kind: str) -> Object:
@@ -140,10 +138,16 @@ async def test_the_scale_of_a_resource_is_that_of_its_job(tmp_path: Path) -> Non
     ):
         apply(cluster, job_config(model, max_steps=500))
         await cluster.until(lambda: status(cluster).get("step"))
+        # The API server answers for the scale of nothing that does not say how large it is.
+        await cluster.until(lambda: spec_of(cluster).get("inferenceReplicas") == 1)
         change(cluster, inferenceReplicas=2)
         await cluster.until(lambda: status(cluster).get("inferenceReplicas") == 2)
         assert "component=inference" in status(cluster)["selector"]
         assert len(pods.replicas) == 2
+        await orchestrator.stub.ScaleJob(job_pb2.ScaleJobRequest(name="jobs/mine", inference=3))
+        await cluster.until(lambda: spec_of(cluster).get("inferenceReplicas") == 3)
+        await cluster.until(lambda: status(cluster).get("inferenceReplicas") == 3)
+        assert condition(cluster, "Accepted")["status"] == "True"
         cluster.api.begin_deletion("trainingjobs", cluster.api.objects["trainingjobs"]["mine"])
         await cluster.until(lambda: not cluster.api.objects["trainingjobs"])
         await nothing_left(cluster)

@@ -47,7 +47,8 @@ def copy_to_models(folder: Path) -> None:
     """Puts what is in a folder on the volume of models, through the orchestrator's pod."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(folder, arcname=".")
+        for entry in sorted(folder.iterdir()):  # not the folder: the volume's own belongs to root
+            archive.add(entry, arcname=entry.name)
     kubectl("exec", "--stdin", ORCHESTRATOR, "--", "tar", "--extract", "--no-same-owner", "--directory=/models",
             stdin=packed.getvalue())  # fmt: skip
 

@@ -73,6 +73,9 @@ class ApiServer:
         forbidden: Plurals whose creation is refused, by message.
     """
 
+    runs_jobs = False
+    """Whether the Job controller is the server's own; if not, `tests.helpers.kube` has one."""
+
     def __init__(self, namespace: str = "surogate") -> None:
         self.namespace = namespace
         self.objects: dict[str, dict[str, Object]] = {plural: {} for plural in GROUPS}
@@ -198,14 +201,14 @@ class ApiServer:
                 return await self._log(request, name)
             if request.method == "GET" and not name and request.query.get("watch") == "true":
                 return await self._watch(request, plural)
-            answer = self._answer(request, plural, name, part, body)
+            answer = await self._reply(request, plural, name, part, body)
         except StatusError as error:
             return _json(error.code, error.body)
         if self.lost_answers:
             self.lost_answers -= 1
             assert request.transport is not None
             request.transport.abort()  # it was done, and nobody hears of it
-        return _json(201 if request.method == "POST" else 200, answer)
+        return answer
 
     def _place(self, path: str) -> tuple[str, str, str]:
         parts = path.strip("/").split("/")
@@ -215,6 +218,10 @@ class ApiServer:
         root = "/".join(parts[:at]).removeprefix("apis/").removeprefix("api/")
         assert GROUPS[plural][1] == root, f"{plural} are not in {root}"
         return plural, name, part
+
+    async def _reply(self, request: web.Request, plural: str, name: str, part: str, body: Any) -> web.Response:
+        answer = self._answer(request, plural, name, part, body)
+        return _json(201 if request.method == "POST" else 200, answer)
 
     def _answer(self, request: web.Request, plural: str, name: str, part: str, body: Any) -> Object:
         match request.method:
@@ -290,6 +297,15 @@ class ApiServer:
         if merged.get("spec") != found.get("spec"):
             merged["metadata"]["generation"] = found["metadata"]["generation"] + 1
         return self._written(plural, merged)
+
+    def change_spec(self, plural: str, name: str, **spec: Any) -> Object:
+        """Sets keys of an object's spec, as somebody who applies it again does."""
+        found = self.objects[plural][name]
+        metadata = {**found["metadata"], "generation": found["metadata"]["generation"] + 1}
+        return self._written(plural, {**found, "metadata": metadata, "spec": {**found["spec"], **spec}})
+
+    def bind(self, pod: Object) -> None:
+        """The scheduler gives a pod to the tests' node. Nothing here asks where a pod is."""
 
     def _written(self, plural: str, item: Object) -> Object:
         if item["metadata"].get("deletionTimestamp") and not item["metadata"].get("finalizers") and plural != "pods":
