@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 from uuid import uuid4
@@ -11,6 +11,7 @@ from uuid import uuid4
 from inference_svc import metrics, sampling
 from inference_svc.admission import Admission
 from inference_svc.engine_api import Engine, Scores
+from inference_svc.updates import Updates
 from surogate.errors import FailedPreconditionError, InvalidInputError, SurogateError, UnavailableError
 from surogate.structs import from_struct
 from surogate.v1 import common_pb2, inference_pb2, inference_pb2_grpc
@@ -26,17 +27,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._engine: Engine | None = None
         self._admission = Admission(1, 0)
         self._incarnation = uuid4().hex
-        self._adapter: Callable[[], str] = str
+        self._updates: Updates | None = None
 
-    def attach(self, engine: Engine, max_queue: int | None, adapter: Callable[[], str]) -> None:
+    def attach(self, engine: Engine, max_queue: int | None, updates: Updates) -> None:
         """Starts serving by `engine`; `max_queue` sequences may wait, by default four times those generated at once.
 
-        `adapter()` names the adapter that serves.
+        `updates` knows what was pushed.
         """
         running = engine.facts.max_num_seqs
         self._admission = Admission(running, max_queue or 4 * running)
         self._engine = engine
-        self._adapter = adapter
+        self._updates = updates
         metrics.IN_FLIGHT.set_function(lambda: self._admission.in_flight)
         metrics.QUEUE_LENGTH.set_function(lambda: self._admission.queue_length)
         metrics.POLICY_VERSION.set_function(lambda: engine.policy_version)
@@ -59,7 +60,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             engine=facts.engine,
             queue_length=self._admission.queue_length,
             incarnation=self._incarnation,
-            adapter=self._adapter(),
+            adapter=self._updates.adapter if self._updates else "",
+            base_id=self._updates.base_id if self._updates else "",
         )
 
     async def GenerateRollouts(  # noqa: N802

@@ -37,7 +37,7 @@ class UpdateChecks:
                 "the served checkpoint is quantised: full weights cannot replace it", reason="QUANTIZED_MODEL"
             )
         wrong = list(self._wrong_tensors(manifest))
-        if manifest.kind == weights_pb2.WEIGHT_KIND_FULL:
+        if manifest.kind != weights_pb2.WEIGHT_KIND_DELTA:
             optional = {OUTPUT_HEAD} if self._files.tied else set()
             missing = self._files.tensors.keys() - {spec.name for spec in manifest.tensors} - optional
             wrong += [Violation(name, "is missing: a full update brings every tensor") for name in sorted(missing)]

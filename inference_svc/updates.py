@@ -38,17 +38,16 @@ class Updates:
         self._replaced = False
         self.adapter = ""
         """Name of the adapter that serves; empty while there is none."""
+        self.base_id = ""
+        """Id of the base that was pushed under adapters; empty for the model as loaded."""
 
     def check(self, manifest: weights_pb2.WeightManifest) -> None:
         """Raises InvalidInputError or FailedPreconditionError for an update that can never be committed."""
         self._checks.check(manifest)
-        if manifest.kind == weights_pb2.WEIGHT_KIND_LORA and self._replaced:
-            raise FailedPreconditionError(
-                "full weights were pushed before: an adapter needs the model as loaded; restart the replica",
-                reason="BASE_REPLACED",
-            )
+        if manifest.kind == weights_pb2.WEIGHT_KIND_LORA:
+            self._check_under_adapter(manifest.base_id)
         if manifest.kind == weights_pb2.WEIGHT_KIND_DELTA:
-            self._check_base()
+            self._check_under_delta()
 
     async def commit(self, staged: StagedUpdate) -> timedelta:
         """Swaps to the staged weights; returns the pause. After a failure nothing is served until the next commit."""
@@ -79,7 +78,20 @@ class Updates:
             image.unlink(missing_ok=True)
         self._images.clear()
 
-    def _check_base(self) -> None:
+    def _check_under_adapter(self, base_id: str) -> None:
+        if self._replaced and not self.base_id:
+            raise FailedPreconditionError(
+                "full weights were pushed before: an adapter needs the model as loaded; restart the replica",
+                reason="BASE_REPLACED",
+            )
+        if base_id != self.base_id:
+            raise FailedPreconditionError(
+                f"the adapter fits {_named(base_id)}, and {_named(self.base_id)} is served: "
+                f"{'push that base first' if base_id else 'restart the replica'}",
+                reason="OTHER_BASE",
+            )
+
+    def _check_under_delta(self) -> None:
         if self.adapter:
             raise FailedPreconditionError(
                 "an adapter is served, and a delta changes the weights beneath it; push FULL weights",
@@ -101,11 +113,13 @@ class Updates:
         return pause
 
     async def _swap_weights(self, manifest: weights_pb2.WeightManifest, image: Path) -> float:
-        full = manifest.kind == weights_pb2.WEIGHT_KIND_FULL
+        full = manifest.kind != weights_pb2.WEIGHT_KIND_DELTA
         below = [] if full else [*self._images, *sorted({info.file for info in self._files.tensors.values()})]
-        self._replaced = True
+        self._replaced, self.base_id = True, ""
         pause = await self._engine.swap_weights([image, *below], manifest.version)
         self.adapter = ""
+        if manifest.kind == weights_pb2.WEIGHT_KIND_BASE:
+            self.base_id = manifest.base_id
         if full:
             self._forget_images()
         if not full or self._keep_full:
@@ -113,3 +127,7 @@ class Updates:
             os.link(image, kept)
             self._images.insert(0, kept)
         return pause
+
+
+def _named(base_id: str) -> str:
+    return f"the base {base_id}" if base_id else "the model as loaded"

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator_svc.launchers.base import Component, Worker, WorkerPool, WorkerSpec
-from surogate.config.lora import BASE_FOLDER
 
 if TYPE_CHECKING:
     from orchestrator_svc.context import JobContext
@@ -22,7 +20,7 @@ class JobWorkers:
 
     trainer: Worker
     inference: list[Worker]
-    """One per replica; empty for PT and SFT, and while the base that they will serve is not there yet."""
+    """One per replica; empty for PT and SFT."""
     rewards: Mapping[str, Worker]
     """Reward services by their images, `""` for the built-in one; empty when every environment has an address."""
 
@@ -31,11 +29,8 @@ async def start_workers(ctx: JobContext, pool: WorkerPool, replicas: int | None 
     """Starts every worker that the job needs, concurrently. Await `ready()` on each before use.
 
     `replicas` are the inference replicas to start, where that is not what the job was made with.
-    Replicas that will serve the trainer's own base are left to `start_replicas`, for the trainer has to write it first.
     """
     specs = worker_specs(ctx, pool, replicas)
-    if own_base(ctx) is not None:
-        specs = [spec for spec in specs if spec.component != "inference"]
     workers = await asyncio.gather(*(pool.start(spec) for spec in specs))
     by_component: dict[Component, list[Worker]] = {"trainer": [], "inference": [], "reward": []}
     for worker in workers:
@@ -47,24 +42,10 @@ async def start_workers(ctx: JobContext, pool: WorkerPool, replicas: int | None 
     )
 
 
-async def start_replicas(ctx: JobContext, pool: WorkerPool, replicas: int | None = None) -> list[Worker]:
-    """Starts the replicas that `start_workers` left out."""
-    specs = [spec for spec in worker_specs(ctx, pool, replicas) if spec.component == "inference"]
-    return list(await asyncio.gather(*(pool.start(spec) for spec in specs)))
-
-
 async def start_replica(ctx: JobContext, pool: WorkerPool, index: int) -> Worker:
     """Starts one more replica."""
     specs = worker_specs(ctx, pool, index + 1)
     return await pool.start(next(spec for spec in specs if (spec.component, spec.index) == ("inference", index)))
-
-
-def own_base(ctx: JobContext) -> str | None:
-    """Folder of the base that a trainer of quantised weights writes for the replicas; None if they serve the model."""
-    job = ctx.config
-    if job.kind != "grpo" or not job.train.quantizes:
-        return None
-    return str(Path(ctx.output_dir).absolute() / BASE_FOLDER)
 
 
 def worker_specs(ctx: JobContext, pool: WorkerPool, replicas: int | None = None) -> list[WorkerSpec]:
@@ -78,7 +59,7 @@ def worker_specs(ctx: JobContext, pool: WorkerPool, replicas: int | None = None)
     count = pool.count("inference", replicas or infer.dp)
     # Replica i listens at port + i where the user chose a port; the default is for one that a person starts alone.
     chosen = infer.port not in (0, type(infer).model_fields["port"].default)
-    payload = infer.model_dump(mode="json") | ({"model": own_base(ctx)} if own_base(ctx) else {})
+    payload = infer.model_dump(mode="json")
     specs = [
         WorkerSpec(
             "inference",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from surogate.errors import FailedPreconditionError, InternalError, InvalidInputError, SurogateError
 from surogate.internal.v1 import worker_pb2 as worker
@@ -34,12 +36,26 @@ class _Image:
 class WeightPusher:
     """Keeps the newest exported image, so that a replica that comes late or restarts is given the same bytes."""
 
-    def __init__(self, scratch: Scratch, export: Export, *, adapter_name: str = "", send: Push | None = None) -> None:
+    def __init__(
+        self,
+        scratch: Scratch,
+        export: Export,
+        *,
+        adapter_name: str = "",
+        base_id: str = "",
+        base_folder: Path | None = None,
+        send: Push | None = None,
+    ) -> None:
+        """`base_id` names the base under the adapters where that is not the model as replicas load it; it is version 0,
+        and its image stays in `base_folder`, on disk: it has the size of the whole model."""
         self._scratch = scratch
         self._export = export
         self._adapter_name = adapter_name
+        self._base_id = base_id
+        self._base_folder = base_folder
         self._send = send or push
         self._image: _Image | None = None
+        self._base: _Image | None = None
         self._lock = asyncio.Lock()
         self.committed = 0
         """Last version that a replica committed."""
@@ -50,14 +66,14 @@ class WeightPusher:
         Raises InvalidInputError for targets or a version that cannot be meant, and what the export raises. What goes
         wrong at a replica is in the response; before the commit that keeps the others from committing, too.
         """
-        _check(version, targets)
+        _check(version, targets, has_base=bool(self._base_id))
         async with self._lock:
-            image = await self._image_of(version)
+            image = await (self._image_of(version) if version else self._image_of_base())
             try:
                 report = await self._send(image.path, image.manifest, list(targets), update_id=image.update_id)
             except SurogateError as error:
                 if isinstance(error, InternalError) and not error.metadata.keys() & set(targets):
-                    self._drop_image()  # the image itself is not what it should be: export it anew next time
+                    self.close()  # the image itself is not what it should be: export it anew next time
                     raise
                 metrics.PUSHES.labels("failed").inc(len(targets))
                 return _response(image.manifest, targets, _not_committed(error, targets))
@@ -70,8 +86,11 @@ class WeightPusher:
         return response
 
     def close(self) -> None:
-        """Frees the image's memory."""
+        """Frees the images' memory and disk."""
         self._drop_image()
+        if self._base is not None:
+            self._base = None
+            shutil.rmtree(self._base_folder or "", ignore_errors=True)
 
     async def _image_of(self, version: int) -> _Image:
         if self._image is not None and self._image.manifest.version == version:
@@ -79,8 +98,19 @@ class WeightPusher:
         reply = await self._export(version, str(self._scratch.subfolder(f"v{version}")))
         self._drop_image()
         reply.manifest.adapter_name = self._adapter_name
+        reply.manifest.base_id = self._base_id
         self._image = _Image(reply.path, reply.manifest, f"v{version}-{uuid.uuid4().hex}")
         return self._image
+
+    async def _image_of_base(self) -> _Image:
+        if self._base is None:
+            assert self._base_folder is not None, "a base has its folder"
+            shutil.rmtree(self._base_folder, ignore_errors=True)
+            self._base_folder.mkdir(parents=True)
+            reply = await self._export(0, str(self._base_folder))
+            reply.manifest.base_id = self._base_id
+            self._base = _Image(reply.path, reply.manifest, f"base-{uuid.uuid4().hex}")
+        return self._base
 
     def _drop_image(self) -> None:
         if self._image is not None:
@@ -88,8 +118,8 @@ class WeightPusher:
             self._image = None
 
 
-def _check(version: int, targets: Sequence[str]) -> None:
-    if version < 1:
+def _check(version: int, targets: Sequence[str], *, has_base: bool) -> None:
+    if version < 0 or (version == 0 and not has_base):
         raise InvalidInputError(f"version is {version}; 0 is the model as loaded, which replicas have already")
     if not targets or not all(targets):
         raise InvalidInputError("targets names no replica, or an empty address")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from surogate.errors import FailedPreconditionError, InternalError, SurogateError
@@ -28,6 +30,9 @@ State = trainer.Session.State
 ENDED = (State.STATE_SUCCEEDED, State.STATE_FAILED, State.STATE_STOPPED)
 _QUICK_STOP_SECONDS = 5.0
 """Given to a worker that has nothing to save."""
+
+_BASE_IMAGE = ".tmp-base-image"
+"""Folder in output_dir: named as what is half-written, so that the next session removes what a killed one leaves."""
 
 T = TypeVar("T")
 _log = get_logger("trainer")
@@ -65,7 +70,15 @@ class TrainingSession:
         self._steps = StepSequence(0)
         self._facts = worker.OpenReply()
         self._link = WorkerLink(self._on_event, self._on_failure, command=around.worker_command, ranks=config.ranks)
-        self._pusher = WeightPusher(around.scratch, self._export, adapter_name=request.adapter_name, send=around.push)
+        self._session.base_id = _base_id(request) if config.own_base else ""
+        self._pusher = WeightPusher(
+            around.scratch,
+            self._export,
+            adapter_name=request.adapter_name,
+            base_id=self._session.base_id,
+            base_folder=Path(request.output_dir).expanduser() / _BASE_IMAGE,
+            send=around.push,
+        )
         self._turn = asyncio.Lock()
         """Held while the worker changes or reads its state, so that what was checked before still holds."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -191,7 +204,8 @@ class TrainingSession:
     async def _export(self, version: int, folder: str) -> worker.ExportWeightsReply:
         command = worker.WorkerCommand(export_weights=worker.ExportWeightsCommand(version=version, directory=folder))
         async with self._turn:
-            self._require_step(version, "push")
+            if version:  # the base is the same at every step
+                self._require_step(version, "push")
             return (await self._ask(command)).export_weights
 
     async def _checkpoint(self, step: int, final: bool) -> trainer.TrainerCheckpoint:
@@ -297,3 +311,9 @@ class TrainingSession:
         except Exception as error:  # noqa: BLE001 - whatever it is, the session must not seem to go on
             _log.exception("session failed unexpectedly")
             self._on_failure(InternalError(f"{type(error).__name__}: {error}"))
+
+
+def _base_id(request: trainer.CreateSessionRequest) -> str:
+    """The same for the same session in every incarnation of the trainer, and for no other."""
+    digest = hashlib.sha256(request.config.SerializeToString(deterministic=True)).hexdigest()
+    return f"{request.session_id}-{digest[:12]}"

@@ -28,6 +28,8 @@ class SessionConfig:
     """Optimiser steps in all; below 1 if the data decides."""
     ranks: RankPlan
     """The processes that train."""
+    own_base: bool = False
+    """Whether adapters are trained on a base that is not the model as named, so that replicas must be given it."""
 
 
 def parse_session_config(config: Struct) -> SessionConfig:
@@ -35,7 +37,7 @@ def parse_session_config(config: Struct) -> SessionConfig:
     data: dict[str, Any] = from_struct(config)
     if data.get("kind") == "grpo":
         train = _train_of_grpo(data)
-        return SessionConfig("grpo", train.max_steps, plan_ranks(train))
+        return SessionConfig("grpo", train.max_steps, plan_ranks(train), own_base=train.quantizes)
     job = resolve_job(data)
     return SessionConfig(job.kind, job.train.max_steps, plan_ranks(job.train))
 

@@ -22,7 +22,6 @@ from orchestrator_svc.grpo.groups import Cause
 from orchestrator_svc.grpo.ledger import Ledger
 from orchestrator_svc.grpo.loop import GrpoLoop
 from orchestrator_svc.grpo.opening import (
-    check_base,
     fit,
     open_book,
     open_environments,
@@ -45,7 +44,7 @@ from orchestrator_svc.grpo.trainer import Trainer
 from orchestrator_svc.journal import LeaseLostError
 from orchestrator_svc.launchers.base import WorkerPool
 from orchestrator_svc.scaling import scale_of
-from orchestrator_svc.workers import own_base, start_replicas, start_workers
+from orchestrator_svc.workers import start_workers
 from surogate.config.job import GrpoJob
 from surogate.errors import CancelledError, SurogateError
 from surogate.storage.fetch import TEXT, local
@@ -103,16 +102,14 @@ async def _put_together(
     stack.push_async_exit(partial(_close, trainer))
     await reporter.open(trainer.step)
 
-    inference = workers.inference or await start_replicas(ctx, pool, scale)
-    await ctx.set_status(f"waiting for {len(inference)} inference replicas")
-    replicas = Replicas(inference, trainer.push, current=lambda: trainer.step)
+    await ctx.set_status(f"waiting for {len(workers.inference)} inference replicas")
+    replicas = Replicas(workers.inference, trainer)
     stack.push_async_callback(replicas.close)
     await replicas.start()
     scaling = ReplicaScaling(ctx, pool, replicas)
     stack.push_async_callback(scaling.close)
     scaling.start()
 
-    check_base(replicas, own_base(ctx))
     plan = fit(settings.plan, replicas, settings)
     prompts, held_out = await prepare_prompts(ctx, plan, environments, tokenizer)
     book, drawer = await open_book(ctx, settings, plan, prompts, ledger, trainer.step)

@@ -196,21 +196,6 @@ def _first_origin(ctx: JobContext, settings: Settings) -> Origin:
     return Origin(join(folder, f"checkpoint-{settings.resume_step}"), fresh=False)
 
 
-def check_base(replicas: Replicas, base: str | None) -> None:
-    """Makes sure that replicas serve the base that the trainer computes with, where that is one of its own.
-
-    Raises:
-        FailedPreconditionError: They were started on another model, by someone else.
-    """
-    for replica in replicas.all:
-        if base is not None and replica.model.model != base:
-            raise FailedPreconditionError(
-                f"{replica.worker.name} serves {replica.model.model}; with qlora_* the adapters fit only the base that "
-                f"the trainer has written to {base}: start the replica on it, with the same path",
-                reason="OTHER_BASE",
-            )
-
-
 def fit(plan: Plan, replicas: Replicas, settings: Settings) -> Plan:
     """The plan within what the replicas can do.
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker, WorkerFailedError
 from surogate.errors import FailedPreconditionError, InternalError, SurogateError, UnavailableError
@@ -24,14 +24,31 @@ PUSH_ATTEMPTS = 5
 PUSH_PAUSE = 0.2
 """Seconds before the second attempt; doubles."""
 
+OTHER_BASE = "OTHER_BASE"
+"""Reason of a replica that refuses an adapter, as it lacks the base that the adapter fits: it has restarted."""
+
 QUEUE_FACTOR = 2
 """Rollouts given to a replica at once, as a multiple of the sequences that it generates at once."""
 
-Push = Callable[[Sequence[str]], Awaitable[trainer_pb2.PushWeightsResponse]]
-"""`Trainer.push`."""
-
 Stub: TypeAlias = "inference_pb2_grpc.InferenceServiceAsyncStub"
 _log = get_logger("orchestrator")
+
+
+class Source(Protocol):
+    """Where weights come from: `orchestrator_svc.grpo.trainer.Trainer`."""
+
+    step: int
+    """Steps done: the version that a replica must serve before it gets traffic."""
+    base_id: str
+    """The base that a replica must have under the adapters; empty for the model as it was loaded."""
+
+    async def push(self, targets: Sequence[str]) -> trainer_pb2.PushWeightsResponse:
+        """Gives the current version to replicas."""
+        ...
+
+    async def push_base(self, targets: Sequence[str]) -> trainer_pb2.PushWeightsResponse:
+        """Gives the base to replicas that serve version 0."""
+        ...
 
 
 class PushFailedError(InternalError):
@@ -78,11 +95,9 @@ class Pushed:
 class Replicas:
     """Balances requests over the replicas that serve, and brings the others back in the background."""
 
-    def __init__(self, workers: Sequence[Worker], push: Push, *, current: Callable[[], int]) -> None:
-        """`current()` is the trainer's version: what a replica must serve before it gets traffic."""
+    def __init__(self, workers: Sequence[Worker], source: Source) -> None:
         self.all = [Replica(worker) for worker in workers]
-        self._push = push
-        self._current = current
+        self._source = source
         self._changed = asyncio.Condition()
         self._pushing = asyncio.Lock()
         self._restoring: dict[Replica, asyncio.Task[None]] = {}
@@ -146,7 +161,7 @@ class Replicas:
         started = time.perf_counter()
         response, taken = await self._push_until_taken()
         return Pushed(
-            version=self._current(),
+            version=self._source.step,
             num_bytes=response.num_bytes,
             seconds=response.seconds or time.perf_counter() - started,
             pause_seconds=response.pause_seconds,
@@ -169,7 +184,7 @@ class Replicas:
                 return response, len(serving) - len(problems)
             problem = "; ".join(problems)
             _log.warning("no replica took the weights", attempt=attempt + 1, problem=problem)
-        raise PushFailedError(f"no inference replica took policy version {self._current()}: {problem}")
+        raise PushFailedError(f"no inference replica took policy version {self._source.step}: {problem}")
 
     async def _push_once(self) -> tuple[list[Replica], trainer_pb2.PushWeightsResponse, list[str]]:
         """Pushes to the replicas that are up, once there is one: those, the answer, and what went wrong."""
@@ -184,20 +199,21 @@ class Replicas:
                         self.doubt(replica, replica.stub)
                 serving = self._up()
                 if serving:
-                    response = await self._push([replica.worker.address for replica in serving])
+                    response = await self._source.push([replica.worker.address for replica in serving])
                     return serving, response, await self._settle(serving, response)
 
     async def _settle(self, targets: Sequence[Replica], response: trainer_pb2.PushWeightsResponse) -> list[str]:
         """Notes each replica's outcome; returns what went wrong. Those replicas are brought back in the background."""
         failed: dict[Replica, SurogateError] = {}
         for replica, outcome in zip(targets, response.replicas, strict=True):
-            if outcome.HasField("error") and not await _serves(replica, self._current()):
+            if outcome.HasField("error") and not await _serves(replica, self._source.step):
                 failed[replica] = from_status(outcome.error)
             else:
-                replica.worker.policy_version = self._current()
+                replica.worker.policy_version = self._source.step
         for replica, error in failed.items():
-            # One that is away comes back with the weights. Where none took them, the others are simply tried again.
-            if len(failed) < len(targets) or isinstance(error, UnavailableError):
+            # One that is away, or has restarted since, comes back with the weights. Where none took them, the others
+            # are simply tried again.
+            if len(failed) < len(targets) or isinstance(error, UnavailableError) or error.reason == OTHER_BASE:
                 self.doubt(replica, replica.stub)
         return [f"{replica.worker.name}: {error}" for replica, error in failed.items()]
 
@@ -233,24 +249,31 @@ class Replicas:
         stub: Stub = inference_pb2_grpc.InferenceServiceStub(await replica.worker.channel())
         async with self._pushing:
             model = await stub.GetServedModel(inference_pb2.GetServedModelRequest())
-            if model.policy_version > self._current():
+            if model.policy_version > self._source.step:
                 raise FailedPreconditionError(
                     f"{replica.worker.name} serves policy version {model.policy_version}, this job is at "
-                    f"{self._current()}: restart the replica, it was used by another job",
+                    f"{self._source.step}: restart the replica, it was used by another job",
                     reason="REPLICA_AHEAD",
                 )
-            if model.policy_version < self._current():
-                await self._push_to(replica)
-            replica.worker.policy_version = self._current()
+            if model.base_id != self._source.base_id:
+                await self._give_base(replica, model)
+            if model.policy_version < self._source.step:
+                _raise_error(await self._source.push([replica.worker.address]))
+            replica.worker.policy_version = self._source.step
             replica.model = model
             replica.capacity = QUEUE_FACTOR * model.max_num_seqs or replica.capacity
             replica.stub = stub
         await self._notify()
 
-    async def _push_to(self, replica: Replica) -> None:
-        response = await self._push([replica.worker.address])
-        if response.replicas[0].HasField("error"):
-            raise from_status(response.replicas[0].error)
+    async def _give_base(self, replica: Replica, model: inference_pb2.ServedModel) -> None:
+        """Gives a replica the base that the trainer's adapters are added to."""
+        if model.policy_version or not self._source.base_id:
+            raise FailedPreconditionError(
+                f"{replica.worker.name} has been given the base {model.base_id or 'of another job'}, which is not this "
+                "job's: restart the replica",
+                reason="REPLICA_HAS_OTHER_BASE",
+            )
+        _raise_error(await self._source.push_base([replica.worker.address]))
 
     def _up(self) -> list[Replica]:
         return [replica for replica in self.all if replica.stub is not None]
@@ -270,6 +293,12 @@ class Replicas:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+def _raise_error(response: trainer_pb2.PushWeightsResponse) -> None:
+    """Raises what went wrong at the only target of a push."""
+    if response.replicas[0].HasField("error"):
+        raise from_status(response.replicas[0].error)
 
 
 async def _serves(replica: Replica, version: int) -> bool:

@@ -63,6 +63,7 @@ class Trainer:
 
     Attributes:
         step: Optimiser steps done.
+        base_id: The base that its adapters are added to, where that is not the model as replicas load it.
         origin: Where the next incarnation starts.
     """
 
@@ -79,6 +80,7 @@ class Trainer:
         adapter_name: str = "",
     ) -> None:
         self.step = 0
+        self.base_id = ""
         self.origin = Origin()
         self._worker = worker
         self._ledger = ledger
@@ -120,9 +122,15 @@ class Trainer:
 
     async def push(self, targets: Sequence[str]) -> trainer_pb2.PushWeightsResponse:
         """Gives the weights after the last step to replicas. What went wrong at a replica is in the response."""
+        return await self._push(targets, self.step)
 
+    async def push_base(self, targets: Sequence[str]) -> trainer_pb2.PushWeightsResponse:
+        """Gives the base under the adapters to replicas that serve version 0."""
+        return await self._push(targets, 0)
+
+    async def _push(self, targets: Sequence[str], version: int) -> trainer_pb2.PushWeightsResponse:
         async def call(stub: Stub) -> trainer_pb2.PushWeightsResponse:
-            request = trainer_pb2.PushWeightsRequest(session_id=self._id, targets=targets, version=self.step)
+            request = trainer_pb2.PushWeightsRequest(session_id=self._id, targets=targets, version=version)
             return await stub.PushWeights(request)
 
         return await self._calling(call)
@@ -176,6 +184,7 @@ class Trainer:
         if generation == self._known:
             return
         session = await self._session(stub)
+        self.base_id = session.base_id
         if self._adopts:
             self.step = session.step
         if session.step > self.step + 1:

@@ -113,10 +113,9 @@ def _manifest(
 
 def _wrong_fields(manifest: weights_pb2.WeightManifest, max_bytes: int | None) -> Iterable[Violation]:
     is_delta = manifest.kind == weights_pb2.WEIGHT_KIND_DELTA
-    if manifest.version < 1:
-        yield Violation("manifest.version", f"must be >= 1, is {manifest.version}")
+    yield from _wrong_version(manifest)
     if manifest.kind == weights_pb2.WEIGHT_KIND_UNSPECIFIED or manifest.kind not in weights_pb2.WeightKind.values():
-        yield Violation("manifest.kind", "must be LORA, FULL or DELTA")
+        yield Violation("manifest.kind", "must be LORA, FULL, DELTA or BASE")
     if is_delta and not 0 <= manifest.base_version < manifest.version:
         yield Violation("manifest.base_version", f"must be below version {manifest.version}")
     if not is_delta and manifest.base_version:
@@ -129,6 +128,17 @@ def _wrong_fields(manifest: weights_pb2.WeightManifest, max_bytes: int | None) -
         yield Violation("manifest.tensors", f"has {len(manifest.tensors)} tensors; 1 to {MAX_TENSORS} are taken")
     if manifest.kind == weights_pb2.WEIGHT_KIND_LORA and not _is_json_object(manifest.adapter_config_json):
         yield Violation("manifest.adapter_config_json", "must be the JSON object of PEFT's adapter_config.json")
+
+
+def _wrong_version(manifest: weights_pb2.WeightManifest) -> Iterable[Violation]:
+    if manifest.kind != weights_pb2.WEIGHT_KIND_BASE:
+        if manifest.version < 1:
+            yield Violation("manifest.version", f"must be >= 1, is {manifest.version}")
+        return
+    if manifest.version != 0:
+        yield Violation("manifest.version", f"must be 0 for BASE, is {manifest.version}")
+    if not manifest.base_id:
+        yield Violation("manifest.base_id", "must name the base")
 
 
 def _wrong_tensors(manifest: weights_pb2.WeightManifest) -> Iterable[Violation]:

@@ -214,18 +214,27 @@ class Staging:
 
     def _admit(self, manifest: weights_pb2.WeightManifest) -> None:
         check_manifest(manifest, self._max_bytes)
-        if manifest.version <= self.served_version:
-            raise FailedPreconditionError(
-                f"version {manifest.version} is not newer than version {self.served_version}, which is served",
-                reason="VERSION_NOT_NEWER",
-                metadata={"served": str(self.served_version)},
-            )
+        self._admit_version(manifest)
         if manifest.kind == weights_pb2.WEIGHT_KIND_DELTA:
             self._admit_delta(manifest)
         if self._check is not None:
             self._check(manifest)
         if self._current is not None and self._current.committing is not None:
             raise BusyError("a weight update is being committed; try again when it is done")
+
+    def _admit_version(self, manifest: weights_pb2.WeightManifest) -> None:
+        if manifest.kind == weights_pb2.WEIGHT_KIND_BASE and self.served_version:
+            raise FailedPreconditionError(
+                f"version {self.served_version} is served: a base comes before all versions; restart the replica",
+                reason="VERSION_NOT_NEWER",
+                metadata={"served": str(self.served_version)},
+            )
+        if manifest.kind != weights_pb2.WEIGHT_KIND_BASE and manifest.version <= self.served_version:
+            raise FailedPreconditionError(
+                f"version {manifest.version} is not newer than version {self.served_version}, which is served",
+                reason="VERSION_NOT_NEWER",
+                metadata={"served": str(self.served_version)},
+            )
 
     def _admit_delta(self, manifest: weights_pb2.WeightManifest) -> None:
         if self._failed or manifest.base_version != self.served_version:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator_svc.grpo.replicas import Replicas
+from orchestrator_svc.grpo.replicas import Replicas, ReplicasLostError
 from orchestrator_svc.launchers.base import READY_TIMEOUT
-from surogate.errors import UnavailableError
+from surogate.errors import FailedPreconditionError, UnavailableError
 from surogate.rpc.status import to_status
 from surogate.v1 import trainer_pb2
 from tests.helpers.grpo_fakes import FakeInference, serving_fakes
@@ -35,18 +35,28 @@ class One:
 
     def __init__(self, worker: ComingBack, inference: FakeInference) -> None:
         self.worker, self.inference = worker, inference
-        self.version = 0
+        self.step = 0
+        self.base_id = ""
         self.away = False
-        self.replicas = Replicas([worker], self.push, current=lambda: self.version)
+        self.replicas = Replicas([worker], self)
+
+    async def push_base(self, targets: Sequence[str]) -> trainer_pb2.PushWeightsResponse:
+        assert targets == [self.worker.address]
+        self.inference.base_id = self.base_id
+        response = trainer_pb2.PushWeightsResponse()
+        response.replicas.add(target=targets[0])
+        return response
 
     async def push(self, targets: Sequence[str]) -> trainer_pb2.PushWeightsResponse:
         assert targets == [self.worker.address]
-        response = trainer_pb2.PushWeightsResponse(version=self.version)
+        response = trainer_pb2.PushWeightsResponse(version=self.step)
         outcome = response.replicas.add(target=targets[0])
-        if self.away:
+        if self.inference.base_id != self.base_id:
+            outcome.error.CopyFrom(to_status(FailedPreconditionError("push that base first", reason="OTHER_BASE")))
+        elif self.away:
             outcome.error.CopyFrom(to_status(UnavailableError("it is loading its model", reason="LOADING")))
-        elif self.inference.version < self.version:
-            self.inference.version = self.version
+        elif self.inference.version < self.step:
+            self.inference.version = self.step
         else:
             outcome.error.CopyFrom(to_status(UnavailableError("it has that version")))
         return response
@@ -68,7 +78,7 @@ async def test_a_push_waits_for_the_only_replica_to_come_back(one: One) -> None:
     one.worker.up.clear()
     one.inference.restart()
     one.replicas.doubt(one.replicas.all[0], one.replicas.all[0].stub)
-    one.version = 1
+    one.step = 1
     pushing = asyncio.create_task(one.replicas.push())
     await asyncio.sleep(0.1)
     assert not pushing.done()
@@ -81,7 +91,7 @@ async def test_a_push_waits_for_the_only_replica_to_come_back(one: One) -> None:
 async def test_a_replica_that_died_unseen_is_given_the_time_to_load(one: One) -> None:
     one.worker.up.clear()
     one.inference.restart()
-    one.away, one.version = True, 1
+    one.away, one.step = True, 1
     pushing = asyncio.create_task(one.replicas.push())
     await asyncio.sleep(0.1)
     assert one.replicas.all[0].stub is None, "it gets no traffic meanwhile"
@@ -90,3 +100,44 @@ async def test_a_replica_that_died_unseen_is_given_the_time_to_load(one: One) ->
     async with asyncio.timeout(10):
         assert (await pushing).num_replicas == 1
     assert one.inference.version == 1
+
+
+async def test_a_replica_has_the_trainers_base_before_its_weights_and_its_first_traffic() -> None:
+    async with serving_fakes() as fakes:
+        worker = ComingBack(fakes.addresses["inference"][0])
+        one = One(worker, fakes.inference[0])
+        one.base_id = "job-1"
+        await one.replicas.start()
+        assert (one.inference.base_id, one.inference.version) == ("job-1", 0)
+        one.inference.restart()
+        one.step = 4
+        one.replicas.doubt(one.replicas.all[0], one.replicas.all[0].stub)
+        async with asyncio.timeout(10), one.replicas.lease(1):
+            assert (one.inference.base_id, one.inference.version) == ("job-1", 4)
+        await one.replicas.close()
+        channel: Any = await worker.channel()
+        await channel.close(None)
+
+
+async def test_a_replica_that_restarted_unseen_and_lost_its_base_is_brought_back_in_a_push() -> None:
+    async with serving_fakes() as fakes:
+        worker = ComingBack(fakes.addresses["inference"][0])
+        one = One(worker, fakes.inference[0])
+        one.base_id = "job-1"
+        await one.replicas.start()
+        one.inference.restart()
+        one.step = 1
+        async with asyncio.timeout(10):
+            assert (await one.replicas.push()).num_replicas == 1
+        assert (one.inference.base_id, one.inference.version) == ("job-1", 1)
+        await one.replicas.close()
+        channel: Any = await worker.channel()
+        await channel.close(None)
+
+
+async def test_a_replica_with_the_base_of_another_job_is_refused(one: One) -> None:
+    one.inference.base_id = "another-job"
+    one.replicas.doubt(one.replicas.all[0], one.replicas.all[0].stub)
+    with pytest.raises(ReplicasLostError, match=r"has been given the base another-job, .* restart the replica"):
+        async with asyncio.timeout(30), one.replicas.lease(1):
+            pass

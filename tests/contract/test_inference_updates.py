@@ -25,6 +25,7 @@ from tests.helpers.inference import chunks
 from tests.helpers.rpc import connected
 
 LORA, FULL, DELTA = weights_pb2.WEIGHT_KIND_LORA, weights_pb2.WEIGHT_KIND_FULL, weights_pb2.WEIGHT_KIND_DELTA
+BASE = weights_pb2.WEIGHT_KIND_BASE
 A, B = f"base_model.model.{LAYER}.lora_A.weight", f"base_model.model.{LAYER}.lora_B.weight"
 
 
@@ -40,15 +41,19 @@ class Pusher:
         self, version: int, kind: weights_pb2.WeightKind, shapes: dict[str, tuple[int, ...]], **fields: Any
     ) -> weights_pb2.WeightManifest:
         save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, self._image)
-        return build_manifest(self._image, version=version, kind=kind, **fields)
+        base_id = fields.pop("base_id", "")
+        manifest = build_manifest(self._image, version=version, kind=kind, **fields)
+        manifest.base_id = base_id
+        return manifest
 
-    async def create(self, manifest: weights_pb2.WeightManifest) -> None:
-        request = weights_pb2.CreateWeightUpdateRequest(update_id=f"v{manifest.version}", manifest=manifest)
+    async def create(self, manifest: weights_pb2.WeightManifest, update_id: str = "") -> None:
+        update_id = update_id or f"v{manifest.version}"
+        request = weights_pb2.CreateWeightUpdateRequest(update_id=update_id, manifest=manifest)
         await self.stub.CreateWeightUpdate(request)
 
-    async def push(self, manifest: weights_pb2.WeightManifest) -> weights_pb2.WeightUpdate:
-        await self.create(manifest)
-        update_id = f"v{manifest.version}"
+    async def push(self, manifest: weights_pb2.WeightManifest, update_id: str = "") -> weights_pb2.WeightUpdate:
+        update_id = update_id or f"v{manifest.version}"
+        await self.create(manifest, update_id)
         await self.stub.UploadWeights(chunks(update_id, self._image.read_bytes()))
         return await self.stub.CommitWeightUpdate(weights_pb2.CommitWeightUpdateRequest(update_id=update_id))
 
@@ -199,3 +204,43 @@ async def test_the_served_adapter_has_the_name_that_was_pushed(tmp_path: Path, g
         assert (await pusher.served()).adapter == served
         await pusher.push(pusher.manifest(2, FULL, MODEL))
         assert (await pusher.served()).adapter == ""
+
+
+async def test_adapters_are_added_to_the_base_that_was_pushed_and_to_no_other(tmp_path: Path) -> None:
+    async with pushing(tmp_path) as pusher:
+        adapter = pusher.manifest(1, LORA, ADAPTER, adapter_config_json=config(), base_id="job-1")
+        with pytest.raises(errors.FailedPreconditionError, match="push that base first") as refused:
+            await pusher.create(adapter)
+        assert refused.value.reason == "OTHER_BASE"
+        await pusher.push(pusher.manifest(0, BASE, MODEL, base_id="job-1"))
+        served = await pusher.served()
+        assert (served.policy_version, served.base_id, served.adapter) == (0, "job-1", "")
+        with pytest.raises(errors.FailedPreconditionError, match="fits the model as loaded, and the base job-1"):
+            await pusher.create(pusher.manifest(1, LORA, ADAPTER, adapter_config_json=config()))
+        await pusher.push(pusher.manifest(1, LORA, ADAPTER, adapter_config_json=config(), base_id="job-1"))
+        served = await pusher.served()
+        assert (served.policy_version, served.base_id, served.adapter) == (1, "job-1", "policy")
+        with pytest.raises(errors.FailedPreconditionError, match="a base comes before all versions"):
+            await pusher.create(pusher.manifest(0, BASE, MODEL, base_id="job-2"), "another")
+
+
+async def test_a_base_has_a_name_version_0_and_every_tensor(tmp_path: Path) -> None:
+    async with pushing(tmp_path) as pusher:
+        with pytest.raises(errors.InvalidInputError, match=r"manifest\.base_id: must name the base"):
+            await pusher.create(pusher.manifest(0, BASE, MODEL))
+        with pytest.raises(errors.InvalidInputError, match=r"manifest\.version: must be 0 for BASE"):
+            await pusher.create(pusher.manifest(1, BASE, MODEL, base_id="a"))
+        with pytest.raises(errors.InvalidInputError, match="is missing"):
+            await pusher.create(pusher.manifest(0, BASE, {EMBEDDING: (100, 16)}, base_id="a"))
+
+
+async def test_after_a_base_that_could_not_be_loaded_no_adapter_is_taken(tmp_path: Path) -> None:
+    async with pushing(tmp_path) as pusher:
+        await pusher.push(pusher.manifest(0, BASE, MODEL, base_id="a"))
+        pusher.engine.fail_swap = True
+        with pytest.raises(errors.InternalError, match="told to fail"):
+            await pusher.push(pusher.manifest(0, BASE, MODEL, base_id="b"), "again")
+        assert not await pusher.serving()
+        with pytest.raises(errors.FailedPreconditionError) as refused:
+            await pusher.create(pusher.manifest(1, LORA, ADAPTER, adapter_config_json=config(), base_id="a"))
+        assert refused.value.reason == "BASE_REPLACED"

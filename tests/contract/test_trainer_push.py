@@ -27,6 +27,7 @@ class FakePush:
     def __init__(self) -> None:
         self.calls: list[tuple[int, list[str], bytes]] = []
         self.ids: list[str] = []
+        self.manifests: list[weights.WeightManifest] = []
         self.fails_commit: set[str] = set()
         self.staging_error: SurogateError | None = None
 
@@ -35,6 +36,7 @@ class FakePush:
     ) -> PushReport:
         self.calls.append((manifest.version, targets, Path(image).read_bytes()))  # noqa: ASYNC240
         self.ids.append(update_id)
+        self.manifests.append(manifest)
         if self.staging_error is not None:
             raise self.staging_error
         replicas = [ReplicaReport(target, pause_seconds=0.01) for target in targets]
@@ -140,3 +142,29 @@ async def test_pushes_that_cannot_be_meant(front: Front, version: int, targets: 
     await front.train(1)
     with pytest.raises(InvalidInputError, match=what):
         await push(front, version, *targets)
+
+
+async def test_the_base_of_quantised_weights_is_pushed_as_version_0_and_named_by_adapters(
+    tmp_path: Path, sent: FakePush
+) -> None:
+    async with serving(tmp_path, push=sent) as front:
+        await front.ready(train={"qlora_bnb": True})
+        session = await front.get()
+        assert session.base_id.startswith(f"{ID}-")
+        await push(front, 0, "a:1")
+        await front.train(1)
+        await push(front, 1, "a:1")
+        await push(front, 0, "late:1")
+        await push(front, 1, "late:1")
+        assert [version for version, *_ in sent.calls] == [0, 1, 0, 1]
+        assert exported(front) == ["0", "1"], "the base is kept for replicas that come late"
+        assert {manifest.base_id for manifest in sent.manifests} == {session.base_id}
+        assert not [*front.scratch.path.rglob("*base*")], "it has the size of the model: it is on disk, not in memory"
+        await front.stub.DeleteSession(trainer.DeleteSessionRequest(session_id=ID))
+        assert not [*front.output.rglob("*base*")]
+
+
+async def test_there_is_no_base_to_push_where_it_is_the_model_as_loaded(front: Front) -> None:
+    assert not (await front.get()).base_id
+    with pytest.raises(InvalidInputError, match="version is 0"):
+        await push(front, 0, "a:1")

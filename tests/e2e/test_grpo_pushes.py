@@ -93,11 +93,14 @@ def samples(completions: Sequence[inference_pb2.Completion]) -> list[trainer_pb2
     ]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lora", "full"])
+QLORA = pytest.param("qlora", marks=pytest.mark.slow)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lora", "full", QLORA])
 async def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Setup]:
     folder = tmp_path_factory.mktemp(request.param)
     make_tiny_model(folder / "model", std=0.1)
-    lora = request.param == "lora"
+    lora = request.param != "full"
     train = {
         "model": str(folder / "model"),
         "output_dir": str(folder / "out"),
@@ -108,6 +111,7 @@ async def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         "learning_rate": 1e-2 if lora else 1e-3,
         "lora": lora,
         **({"lora_rank": 8, "lora_alpha": 16} if lora else {}),
+        **({"qlora_bnb": True} if request.param == "qlora" else {}),
     }
     flags = [] if lora else ["--no-enable-lora"]
     async with AsyncExitStack() as stack:
@@ -115,7 +119,11 @@ async def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         starting = [replica(folder / f"{i}", folder / "model", *flags) for i in range(2 if lora else 1)]
         replicas = await asyncio.gather(*(stack.enter_async_context(each) for each in starting))
         await trainer.ready(train)
-        yield Setup(trainer, list(replicas), train)
+        made = Setup(trainer, list(replicas), train)
+        if request.param == "qlora":  # the replicas have loaded the model as it is, and never see the trainer's disk
+            assert max(await made.errors((await made.generate()).completions, version=0)) > 100 * TOLERANCE
+            await made.push(0)
+        yield made
 
 
 async def test_the_model_as_loaded_is_the_same_on_both_sides(setup: Setup) -> None:

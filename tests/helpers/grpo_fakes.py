@@ -187,6 +187,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     def restart(self) -> None:
         self.version = 0
         self.weights = 0
+        self.base_id = ""
 
     async def GetServedModel(
         self, request: inference_pb2.GetServedModelRequest, context: Any
@@ -198,6 +199,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             vocab_size=VOCABULARY,
             lora_enabled=True,
             max_lora_rank=16,
+            base_id=self.base_id,
         )
 
     async def GenerateRollouts(

@@ -13,12 +13,12 @@ from orchestrator_svc.launchers.base import WorkerPool, WorkerSpec
 from orchestrator_svc.launchers.local import LocalPool
 from orchestrator_svc.launchers.static import StaticPool, job_addresses
 from orchestrator_svc.settings import OrchestratorSettings
-from orchestrator_svc.workers import own_base, start_replicas, start_workers, worker_specs
+from orchestrator_svc.workers import worker_specs
 from surogate.config.job import resolve_job
 from surogate.errors import FailedPreconditionError
 from surogate.rpc.channel import ClientSecurity
 from tests.helpers.orchestrator import sft_config
-from tests.helpers.pools import EmptyPool, RecordingPool
+from tests.helpers.pools import EmptyPool
 
 
 def grpo(*, infer: dict[str, Any] | None = None, train: dict[str, Any] | None = None, **orch: Any) -> Any:
@@ -69,15 +69,9 @@ def test_the_choice_of_port_survives_the_store() -> None:
     assert specs_of(resolve_job(grpo().to_dict()))[0].port == 0
 
 
-async def test_replicas_of_a_quantised_base_start_when_the_trainer_has_written_it(tmp_path: Path) -> None:
-    job = context(grpo(train={"qlora_bnb": True}), tmp_path)
-    pool = RecordingPool()
-    workers = await start_workers(job, pool)
-    assert (names(pool.specs), workers.inference) == (["trainer-0", "reward-0"], [])
-    replicas = await start_replicas(job, pool)
-    assert names(pool.specs[2:]) == ["inference-0"] and len(replicas) == 1
-    config = pool.specs[2].config
-    assert config is not None and config["model"] == own_base(job) == str(tmp_path / "base")
+def test_replicas_of_a_quantised_base_load_the_model_and_need_nothing_of_the_trainers_disk() -> None:
+    config = specs_of(grpo(train={"qlora_bnb": True}))[0].config
+    assert config == specs_of(grpo())[0].config
 
 
 def test_a_job_with_a_reward_service_of_its_own_starts_none() -> None:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from surogate.errors import ConfigError
 from surogate.v1 import trainer_pb2 as trainer
+from surogate.v1 import weights_pb2
 from tests.helpers.engine import open_engine, sample
 from tests.helpers.tiny import VOCAB_SIZE, make_tiny_model
 from trainer_svc.worker import merge
@@ -176,10 +177,17 @@ def test_a_quantised_model_is_refused_by_name(model_folder: Path, texts: Path, t
         run_engine("sft", tmp_path / "out", folder, texts, qlora_bnb=True)
 
 
-def test_in_grpo_the_base_is_handed_over_as_it_is_computed_with(model_folder: Path, tmp_path: Path) -> None:
+def test_in_grpo_the_base_is_exported_as_it_is_computed_with(model_folder: Path, tmp_path: Path) -> None:
     keys = {"model": str(model_folder), "sequence_len": 64, "max_steps": 3, "lora_rank": 4, **KEYS["nf4"]}
     engine, _ = open_engine("grpo", tmp_path, keys)
-    served = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    exported = engine.export_weights(0, str(tmp_path))
+    assert exported.manifest.kind == weights_pb2.WEIGHT_KIND_BASE and exported.manifest.version == 0
+    served = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    original = {name: value.clone() for name, value in served.state_dict().items()}
+    state = load_file(exported.path)
+    left = served.load_state_dict(state, strict=False)
+    assert not left.unexpected_keys and set(left.missing_keys) <= {"lm_head.weight"}  # tied to the embedding
+    assert any(not torch.equal(value, original[name]) for name, value in state.items())
     tokens = IDS[0].tolist()
     with torch.no_grad():
         logprobs = served(IDS[:1]).logits[0, :-1].log_softmax(-1).gather(-1, IDS[0, 1:, None]).squeeze(-1)
@@ -187,11 +195,7 @@ def test_in_grpo_the_base_is_handed_over_as_it_is_computed_with(model_folder: Pa
     request.sequences.add(ids=tokens)
     found = engine.compute_logprobs(request).sequences[0]
     torch.testing.assert_close(torch.tensor(found.logprobs), logprobs, rtol=0, atol=5e-6)
-    assert json.loads((tmp_path / "base" / "config.json").read_text())["dtype"] == "float32"
-    assert Quantization.read(tmp_path / "base") == Quantization(Nf4(), torch.float32)
 
-    before = (tmp_path / "base").stat().st_ino
     engine.train_step(1, [sample("a", tokens, 10, advantage=1.0), sample("b", tokens[::-1], 10, advantage=-1.0)])
-    engine.checkpoint(final=False)
-    open_engine("grpo", tmp_path, keys)
-    assert (tmp_path / "base").stat().st_ino == before  # it is being served: a session that goes on leaves it alone
+    later = engine.export_weights(0, str(tmp_path))
+    assert later.manifest == exported.manifest  # whatever was trained since: a replica that comes late gets the same

@@ -27,21 +27,3 @@ def save_base(model: PreTrainedModel, precision: Precision, tokenizer: PreTraine
                 quantization.write(temporary)
     except OSError as error:
         raise DataLossError(f"could not write {folder}: {error}", reason="MODEL_NOT_WRITTEN") from error
-
-
-def hand_over_base(
-    model: PreTrainedModel,
-    precision: Precision,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    *,
-    resuming: bool,
-) -> None:
-    """Writes a quantised base for inference to serve: its adapters fit that base alone.
-
-    A session that goes on leaves it as it is, for it is being served.
-    """
-    quantization = Quantization.noted(model)
-    if quantization is None or (resuming and Quantization.read(folder) == quantization):
-        return
-    save_base(model, precision, tokenizer, folder)

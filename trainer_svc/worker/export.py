@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,19 @@ _DTYPES = {
 def export_weights(session: TrainingSession, version: int, directory: Path) -> worker.ExportWeightsReply:
     """Writes the adapter's weights, or all of them, in the model's stored format into `directory`.
 
+    Version 0 is the base under the adapter.
     All ranks take part; rank 0 writes, and the others' reply is empty.
     """
-    policy, train = session.policy, session.train
-    if policy.adapter is not None:
-        kind, state = weights_pb2.WEIGHT_KIND_LORA, lora.tensors(policy.adapter, policy.precision.stored)
+    policy, train, stored = session.policy, session.train, session.policy.precision.stored
+    if version == 0:
+        kind, config = weights_pb2.WEIGHT_KIND_BASE, ""
+        state = stored_state(policy.model, lora.base_state(policy.model, stored), stored)
+    elif policy.adapter is not None:
+        kind, state = weights_pb2.WEIGHT_KIND_LORA, lora.tensors(policy.adapter, stored)
         config = lora.config_json(policy.adapter)
     else:
-        kind, state, config = weights_pb2.WEIGHT_KIND_FULL, full_state(policy.model, policy.precision.stored), ""
+        kind, config = weights_pb2.WEIGHT_KIND_FULL, ""
+        state = stored_state(policy.model, whole_state(policy.model), stored)
         if train.noise_scheduler.enabled:
             sigma = deviation(session.step, train.max_steps, train.noise_scheduler)
             state = with_noise(policy.model, state, sigma, seed=train.train_seed, version=version)
@@ -50,16 +56,18 @@ def export_weights(session: TrainingSession, version: int, directory: Path) -> w
     return worker.ExportWeightsReply(path=str(path), manifest=manifest)
 
 
-def full_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def stored_state(
+    model: PreTrainedModel, state: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
     """All weights by the names of the model's checkpoint, floats in `dtype`; tied ones once, under their first name."""
     seen: set[tuple[int, torch.Size]] = set()
-    state = {}
-    for name, value in whole_state(model).items():
+    stored = {}
+    for name, value in state.items():
         place = (value.data_ptr(), value.shape)
         if place not in seen:
             seen.add(place)
-            state[name] = value.to(dtype) if value.is_floating_point() else value
-    return dict(revert_weight_conversion(model, state))
+            stored[name] = value.to(dtype) if value.is_floating_point() else value
+    return dict(revert_weight_conversion(model, stored))
 
 
 def _bytes(value: torch.Tensor) -> memoryview:

@@ -16,7 +16,7 @@ from surogate.config.lora import BASE_FOLDER
 from surogate.config.train import TrainConfig
 from surogate.urls import is_url
 from trainer_svc.worker import lora
-from trainer_svc.worker.base import hand_over_base, save_base
+from trainer_svc.worker.base import save_base
 from trainer_svc.worker.cuda import compile_layers
 from trainer_svc.worker.lora_targets import adapts_experts
 from trainer_svc.worker.modeling import config_error, load_model, quantization_of
@@ -167,8 +167,6 @@ def _load_adapter(
         lora.load_weights(adapter, weights)
     elif train.adapter_path is not None and not merging:
         lora.load_weights(adapter, lora.adapter_folder(train.adapter_path, "adapter_path"))
-    if kind == "grpo" and ranks.first:
-        hand_over_base(model, precision, tokenizer, output_dir / BASE_FOLDER, resuming=weights is not None)
     return Policy(model, precision, adapter, chunks=train.lmhead_chunks)
 
 
