@@ -40,6 +40,7 @@ class SessionRecord:
         self._max_steps = 0
         self.step = ctx.step
         """Steps recorded as done, once or more often."""
+        self._lost = ""
 
     @property
     def sequence(self) -> int:
@@ -55,14 +56,22 @@ class SessionRecord:
         """
         state = self._ctx.state
         if "checkpoint" not in state:
-            return Origin()
+            return Origin(fresh=not self._ctx.config.train.resume_from_checkpoint)
         checkpoint = str(state["checkpoint"])
-        if checkpoint and not Path(checkpoint).is_dir():
-            return Origin()  # replaced by a newer one in the meantime
+        if checkpoint and checkpoint == self._lost:
+            return Origin()
         cheap = self._metrics.seconds_since(int(state["checkpoint_step"])) <= CHEAP_SECONDS
         if cheap or self._ctx.config.train.resume_from_checkpoint is not True:
             return Origin(checkpoint, fresh=not checkpoint)
         return Origin()
+
+    def lose(self, origin: Origin) -> bool:
+        """Notes that the trainer has no good copy of a reported checkpoint: perhaps a newer one has replaced it.
+
+        The next origin leaves the choice to the trainer. False if it was left to it already.
+        """
+        self._lost = origin.checkpoint
+        return bool(origin.checkpoint)
 
     async def attach(self, session: trainer_pb2.Session) -> None:
         """Takes up a session where it was left, or from its beginning if it is another of the same name."""

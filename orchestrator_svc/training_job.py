@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from orchestrator_svc.context import JobContext
 from orchestrator_svc.database import StoreUnavailableError
 from orchestrator_svc.launchers.base import Worker, WorkerPool
-from orchestrator_svc.session_record import SessionRecord
+from orchestrator_svc.session_record import Origin, SessionRecord
 from orchestrator_svc.session_stream import EventBatches
 from orchestrator_svc.workers import start_workers
 from surogate.errors import (
@@ -32,6 +32,8 @@ _OCCUPIED_PAUSE = 2.0
 _STOP_SECONDS = 180.0
 _CLEAN_UP_SECONDS = 10.0
 _RECOVERABLE = frozenset({"WORKER_DIED", "WORKER_HUNG", "SEQUENCE_AHEAD", "NO_SUCH_SESSION"})
+
+_CHECKPOINT_LOST = "CHECKPOINT_DAMAGED"
 
 T = TypeVar("T")
 _State = trainer_pb2.Session
@@ -57,6 +59,7 @@ class TrainingJob:
         self._ctx = ctx
         self._trainer = trainer
         self._record = SessionRecord(ctx)
+        self._origin = Origin()
 
     async def run(self) -> None:
         """Returns when the final model is written. Raises what the session failed with, or CancelledError."""
@@ -68,7 +71,7 @@ class TrainingJob:
                 self._raise_failure(session)
                 break
             except SurogateError as error:
-                if self._ctx.cancelled.is_set() or not _recoverable(error):
+                if self._ctx.cancelled.is_set() or not (_recoverable(error) or self._lost_checkpoint(error)):
                     raise
                 attempts = 1 if self._record.step > progress else attempts + 1
                 if attempts > MAX_RECOVERIES:
@@ -77,6 +80,10 @@ class TrainingJob:
             await asyncio.sleep(_RECOVERY_PAUSE)
         await self._record.finish()
         await self._forget_session()
+
+    def _lost_checkpoint(self, error: SurogateError) -> bool:
+        """Whether the session failed since the checkpoint that it was to begin from is not there, or is damaged."""
+        return error.reason == _CHECKPOINT_LOST and self._record.lose(self._origin)
 
     async def save(self) -> None:
         """Has the session save and end, and writes down what it still reports. For an orchestrator that shuts down."""
@@ -142,7 +149,7 @@ class TrainingJob:
                 await self._ctx.running()
 
     async def _open(self, stub: Any) -> trainer_pb2.Session:
-        origin = await asyncio.to_thread(self._record.origin)
+        origin = self._origin = await asyncio.to_thread(self._record.origin)
         request = trainer_pb2.CreateSessionRequest(
             session_id=self._ctx.job_id,
             config=session_config(self._ctx.config),
@@ -151,7 +158,7 @@ class TrainingJob:
             fresh=origin.fresh,
         )
         session = await self._create_session(stub, request)
-        if session.state == _State.STATE_STOPPED or _worker_died(session):
+        if session.state == _State.STATE_STOPPED or _may_be_made_again(session):
             # What an earlier run left: the same session cannot go on, a new one takes up from its checkpoint.
             await stub.DeleteSession(trainer_pb2.DeleteSessionRequest(session_id=self._ctx.job_id))
             session = await stub.CreateSession(request)
@@ -197,9 +204,12 @@ class TrainingJob:
 
 
 def session_config(job: Any) -> Any:
-    """What CreateSession takes of a job: `{kind, train}` as a Struct."""
+    """What CreateSession takes of a job: `{kind, train}` as a Struct.
+
+    Whether to look for a checkpoint is said in each call: after a restart always, whatever the file says.
+    """
     resolved = job.to_dict()
-    return to_struct({"kind": resolved["kind"], "train": resolved["train"]})
+    return to_struct({"kind": resolved["kind"], "train": {**resolved["train"], "resume_from_checkpoint": True}})
 
 
 async def _uncancelled(work: Coroutine[Any, Any, T]) -> T:
@@ -217,8 +227,10 @@ def _recoverable(error: SurogateError) -> bool:
     return went_away or error.reason in _RECOVERABLE
 
 
-def _worker_died(session: trainer_pb2.Session) -> bool:
-    return session.state == _State.STATE_FAILED and from_status(session.error).reason in _RECOVERABLE
+def _may_be_made_again(session: trainer_pb2.Session) -> bool:
+    if session.state != _State.STATE_FAILED:
+        return False
+    return from_status(session.error).reason in {*_RECOVERABLE, _CHECKPOINT_LOST}
 
 
 def _first_line(error: SurogateError) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,6 +26,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from surogate.errors import Violation
+from surogate.urls import is_url
 
 NOT_YET = "known, not supported yet"
 """What is said of a key that Surogate has and this version does not."""
@@ -67,6 +69,19 @@ Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _on_disk(value: str) -> str:
+    if is_url(value):
+        raise fail(
+            f"must be on the disk of the machine that runs the job, not {shown(value)}: an object store keeps "
+            "checkpoints and the final model, named by checkpoint_dir of train.yaml"
+        )
+    return value
+
+
+LocalPath = Annotated[Text, AfterValidator(_on_disk)]
+"""What is written to line by line, which no object store can do."""
 
 
 def problem(field: str | tuple[str | int, ...], message: str, value: object = None) -> InitErrorDetails:

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import model_validator
 
-from surogate.config.base import ConfigModel, Count, Seed, Size, Text, one_of, problem, refuse
+from surogate.config.base import ConfigModel, Count, LocalPath, Seed, Size, Text, one_of, problem, refuse
 from surogate.config.types import Dtype, RopeScaling
 
 
@@ -33,10 +33,12 @@ class RunKeys(ConfigModel):
     """Folder of a Hugging Face model, or its name on the hub. In a GRPO job it may be set in any of the three files."""
     run_name: Text = "auto"
     """Name of the run for people. `auto` makes one."""
-    output_dir: Text = "output"
-    """Folder of metrics, logs, plots and the final model or adapter. GRPO: see output_dir of orch.yaml."""
+    output_dir: LocalPath = "output"
+    """Folder of metrics, logs, plots and the final model or adapter, on disk. GRPO: see output_dir of orch.yaml."""
     checkpoint_dir: Text | None = None
-    """Folder of the checkpoints, or `s3://BUCKET/PREFIX` of an object store. null = output_dir."""
+    """Folder of the checkpoints, or `s3://BUCKET/PREFIX` of an object store, which gets the final model or adapter too
+    (`PREFIX/final`). null = output_dir.
+    """
     resume_from_checkpoint: bool = True
     """Go on from the newest complete checkpoint, if there is one. false starts anew."""
     save_steps: Count = 50

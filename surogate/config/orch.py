@@ -12,6 +12,7 @@ from surogate.config.base import (
     ConfigModel,
     Count,
     Float,
+    LocalPath,
     Positive,
     Seed,
     Size,
@@ -124,7 +125,7 @@ class OrchConfig(ConfigModel):
     """Prompts drawn in place of groups that were dropped (equal rewards, failures), at most, as a multiple of a
     step's groups, ≥ 0. 0 = off: a step trains on what is left.
     """
-    output_dir: Text = "outputs/run_default"
+    output_dir: LocalPath = "outputs/run_default"
     """Folder of metrics, logs, plots, checkpoints and the final model or adapter. If unset, output_dir of
     train.yaml.
     """

@@ -11,6 +11,7 @@ from surogate.config.base import (
     NOT_YET,
     ConfigModel,
     Count,
+    LocalPath,
     Positive,
     Text,
     fail,
@@ -45,7 +46,7 @@ class ReportingKeys(ConfigModel):
     """Trackers to report to: tensorboard, wandb, mlflow, one or a list; `none` or null = none. metrics.jsonl is always
     written.
     """
-    log_file: Text | None = None
+    log_file: LocalPath | None = None
     """File to which a line is added for each step and evaluation; a relative path starts at output_dir."""
     wandb_project: Text | None = None
     """Project at Weights & Biases, and experiment at MLflow. null = Surogate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -123,6 +124,43 @@ async def test_without_resume_from_checkpoint_a_job_still_resumes_itself(orchest
     history = await orchestrator.history(job.name)
     assert steps_of(history) == [1, 2, 3, 4, 5]
     assert steps_of(history, replayed=True) == [3]
+
+
+async def test_a_checkpoint_that_the_orchestrator_does_not_see_is_gone_on_from_by_name(
+    orchestrator: Orchestrator, trainer: tuple[str, FakeTrainer]
+) -> None:
+    """In a pod the trainer has a disk of its own, and the folder may hold checkpoints of another run."""
+    other = orchestrator.folder / "out" / "checkpoint-4"
+    other.mkdir(parents=True)
+    job = await orchestrator.create(sft_config("worker-dies-once", resume_from_checkpoint=False))
+    await orchestrator.history(job.name)
+    assert origins(trainer[1]) == [("", True), ("checkpoint-2", False)]
+
+
+async def test_a_checkpoint_that_is_lost_leaves_the_choice_to_the_trainer(
+    orchestrator: Orchestrator, trainer: tuple[str, FakeTrainer]
+) -> None:
+    lost = asyncio.create_task(lose_checkpoint(orchestrator.folder / "out"))
+    job = await orchestrator.create(sft_config("worker-dies-once"))
+    history = await orchestrator.history(job.name)
+    await lost
+    done = await orchestrator.get(job.name)
+    assert done.state == State.STATE_SUCCEEDED, done.error.message
+    assert steps_of(history, replayed=True) == [1, 2, 3]
+    assert origins(trainer[1]) == [("", False), ("checkpoint-2", False), ("", False)]
+
+
+def origins(trainer: FakeTrainer) -> list[tuple[str, bool]]:
+    """What sessions were told to begin from: the checkpoint's name, and whether to ignore others."""
+    told = [(request.resume_from.rpartition("/")[2], request.fresh) for request in trainer.requests]
+    return [key for key, _ in itertools.groupby(told)]
+
+
+async def lose_checkpoint(output: Path) -> None:
+    """Removes the checkpoint of step 2 when the worker has died, before the job goes on from it."""
+    while not (output / "misbehaved").exists():  # noqa: ASYNC110 - nothing else tells of it
+        await asyncio.sleep(0.01)
+    (output / "checkpoint-2").rmdir()
 
 
 async def test_an_orchestrator_that_is_stopped_leaves_the_job_to_the_next(

@@ -19,7 +19,15 @@ from google.protobuf.json_format import MessageToDict
 
 from surogate import service
 from surogate.config.service import ServiceSettings
-from surogate.errors import ConfigError, FailedPreconditionError, InternalError, NotFoundError, SurogateError, Violation
+from surogate.errors import (
+    ConfigError,
+    DataLossError,
+    FailedPreconditionError,
+    InternalError,
+    NotFoundError,
+    SurogateError,
+    Violation,
+)
 from surogate.rpc.server import RpcServer
 from surogate.rpc.status import to_status
 from surogate.v1 import trainer_pb2, trainer_pb2_grpc
@@ -91,7 +99,7 @@ class FakeSession:
         self.session.create_time.GetCurrentTime()
         self._stopping = False
         self._announce()
-        self._task = asyncio.create_task(self._guard(self._load(request.resume_from)))
+        self._task = asyncio.create_task(self._guard(self._load(request.resume_from, request.fresh)))
 
     def start(self) -> trainer_pb2.Session:
         if self.session.state == State.STATE_READY:
@@ -109,7 +117,7 @@ class FakeSession:
             self._become(State.STATE_STOPPED)
         self.events.close()
 
-    async def _load(self, resume_from: str) -> None:
+    async def _load(self, resume_from: str, fresh: bool) -> None:
         if self.mode == "no-model":
             raise ConfigError.of([Violation("train.model", "has no weights in it")])
         if self.mode == "loads-forever":
@@ -119,7 +127,9 @@ class FakeSession:
         await asyncio.sleep(0.01)
         found = sorted(self.output.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
         checkpoint = Path(resume_from) if resume_from else next(reversed(found), None)
-        if checkpoint is not None and (resume_from or self.train["resume_from_checkpoint"]):
+        if resume_from and Path(resume_from) not in found:
+            raise DataLossError(f"{resume_from} is not a complete checkpoint", reason="CHECKPOINT_DAMAGED")
+        if checkpoint is not None and (resume_from or (self.train["resume_from_checkpoint"] and not fresh)):
             self.session.step = self.session.checkpoint_step = int(checkpoint.name[11:])
             self.session.checkpoint = str(checkpoint)
         self._become(State.STATE_READY)

@@ -57,6 +57,11 @@ def dataset(**keys: Any) -> dict[str, Any]:
         ({"sample_packing": 1}, "sample_packing: must be true or false, got 1"),
         ({"run_name": 7}, "run_name: must be a string (put it in quotes), got 7"),
         ({"model": ""}, "model: must not be empty, got ''"),
+        (
+            {"output_dir": "s3://bucket/out"},
+            "output_dir: must be on the disk of the machine that runs the job, not 's3://bucket/out': an object store "
+            "keeps checkpoints and the final model, named by checkpoint_dir of train.yaml",
+        ),
         ({"warmup_ratio": 1.5}, "warmup_ratio: must be 1 or less, got 1.5"),
         ({"adamw_beta1": 1}, "adamw_beta1: must be less than 1, got 1"),
         (
