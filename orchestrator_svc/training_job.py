@@ -119,13 +119,14 @@ class TrainingJob:
             try:
                 async for batch in batches:
                     newest: trainer_pb2.Session | None = await _uncancelled(self._take(stub, batch))
-                    session = newest or session
-                    if session.state in _ENDED:
-                        return session
+                    if newest is not None and newest.state in _ENDED:
+                        return newest
             finally:
                 stopping.cancel()
                 with suppress(asyncio.CancelledError):
                     await stopping
+        if session.state in _ENDED:  # while no orchestrator followed it; all that it told has been written down
+            return session
         raise UnavailableError("the trainer ended the session's event stream")
 
     async def _take(self, stub: Any, batch: list[trainer_pb2.SessionEvent]) -> trainer_pb2.Session | None:

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from orchestrator_svc.metrics_file import read_metrics
 from orchestrator_svc.tracking.spec import LIBRARIES
+from orchestrator_svc.training_job import TrainingJob
 from surogate.errors import ConfigError
 from surogate.rpc.status import from_status
 from surogate.v1 import job_pb2
@@ -161,6 +162,50 @@ async def lose_checkpoint(output: Path) -> None:
     while not (output / "misbehaved").exists():  # noqa: ASYNC110 - nothing else tells of it
         await asyncio.sleep(0.01)
     (output / "checkpoint-2").rmdir()
+
+
+async def test_what_was_trained_while_no_orchestrator_was_there_is_written_down(
+    tmp_path: Path, trainer: tuple[str, FakeTrainer]
+) -> None:
+    _, fake = trainer
+    async with orchestrating(tmp_path, **static(trainer)) as one:
+        job = await one.create(sft_config(max_steps=600, save_steps=50), job_id="one")
+        await one.until_step(job.name, 2)
+        assert one.runner is not None
+        await one.runner.stop()
+        async for _ in fake.sessions["one"].events.watch(0):  # to its end
+            pass
+        one.runner.start()
+        history = await one.history(job.name)
+        done = await one.get(job.name)
+        assert done.state == State.STATE_SUCCEEDED, done.error.message
+        assert steps_of(history) == list(range(1, 601))
+        lines = read_metrics(Path(done.output_dir) / "metrics.jsonl")
+        assert [line["step"] for line in lines] == list(range(1, 601))
+
+
+async def test_an_end_that_was_written_down_is_found_again(
+    tmp_path: Path, trainer: tuple[str, FakeTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The orchestrator dies between the last event of a session and the end of its job."""
+    reached = asyncio.Event()
+
+    async def die(self: TrainingJob) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    async with orchestrating(tmp_path, **static(trainer)) as one:
+        assert one.runner is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingJob, "_forget_session", die)
+            job = await one.create(sft_config(), job_id="one")
+            async with asyncio.timeout(20):
+                await reached.wait()
+            await one.runner.stop()
+        one.runner.start()
+        history = await one.history(job.name)
+        assert (await one.get(job.name)).state == State.STATE_SUCCEEDED
+        assert steps_of(history) == [1, 2, 3, 4, 5]
 
 
 async def test_an_orchestrator_that_is_stopped_leaves_the_job_to_the_next(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from orchestrator_svc.metrics_file import read_metrics
 from tests.e2e.test_jobs_processes import children_of, gone, orchestrator_process, steps_of
+from tests.helpers.object_store import BUCKET, object_store
 from tests.helpers.orchestrator import State
 from tests.helpers.tiny import make_tiny_model, make_tiny_tokenizer
 
@@ -83,6 +85,34 @@ async def test_a_job_that_is_killed_twice_ends_as_one_that_is_not(tmp_path: Path
     assert steps_of(history, replayed=False) == list(range(1, STEPS + 1))
     assert losses(tmp_path / "killed") == calm
     assert calm[STEPS] < calm[1]
+
+
+@pytest.mark.slow
+async def test_a_job_whose_disk_is_lost_goes_on_from_the_object_store(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a pod without a volume. Checkpoints of before the job are not looked at, those of the job are."""
+    calm = await undisturbed(tmp_path, model)
+    with object_store(monkeypatch) as store:
+        kept = {"checkpoint_dir": f"s3://{BUCKET}/runs/a", "resume_from_checkpoint": False}
+        async with orchestrator_process(tmp_path, log="first.log", **REAL) as (orchestrator, process):
+            job = await orchestrator.create(pt_config(model, tmp_path / "moved", **kept))
+            await orchestrator.until_step(job.name, 12)
+            children = children_of(process.process.pid)
+            grandchildren = [pid for child in children for pid in children_of(child)]
+            process.process.kill()
+            await process.process.wait()
+            await gone([*children, *grandchildren])
+        for checkpoint in (tmp_path / "moved").glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        async with orchestrator_process(tmp_path, log="second.log", **REAL) as (orchestrator, _):
+            history = await orchestrator.history(job.name)
+            done = await orchestrator.get(job.name)
+        assert done.state == State.STATE_SUCCEEDED, done.error.message
+        told = "\n".join(event.notice.text for event in history if event.HasField("notice"))
+        assert "training goes on from the checkpoint of step 10" in told
+        assert losses(tmp_path / "moved") == calm
+        assert "runs/a/final/model.safetensors" in store.stored("runs/a/final")
 
 
 async def test_bad_input_fails_the_job_and_names_the_key(tmp_path: Path, model: Path) -> None:
