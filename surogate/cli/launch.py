@@ -14,6 +14,7 @@ from surogate.cli.exits import FAILED, INTERRUPTED, OK, reaching, report
 from surogate.cli.follow import Remote, Source, cancel_job, follow_job
 from surogate.cli.interrupts import Interrupts
 from surogate.cli.local import LocalOrchestrator, local_orchestrator
+from surogate.cli.plan import plan
 from surogate.cli.progress import Progress
 from surogate.client import AsyncClient, has_ended
 from surogate.client.jobs import ENDED, train_keys
@@ -47,7 +48,7 @@ def follow_remote(server: str, job: str, *, after_sequence: int = 0) -> int:
         async with AsyncClient(server) as client:
             with reaching("orchestrator", server, START_ORCHESTRATOR):
                 found = await client.get_job(job)
-                return await _follow_remote(client, server, found.name, after_sequence=after_sequence)
+                return await _follow_remote(client, server, found, after_sequence=after_sequence)
 
     return asyncio.run(follow())
 
@@ -65,15 +66,17 @@ async def _remote(launch: Launch, server: str, *, detach: bool) -> int:
             if detach:
                 sys.stdout.write(f"{job.name}\n")
                 return OK
-            return await _follow_remote(client, server, job.name)
+            return await _follow_remote(client, server, job)
 
 
-async def _follow_remote(client: AsyncClient, server: str, name: str, *, after_sequence: int = 0) -> int:
+async def _follow_remote(client: AsyncClient, server: str, submitted: job_pb2.Job, *, after_sequence: int = 0) -> int:
+    name = submitted.name
     progress = Progress(last_sequence=after_sequence)
     display = _make_display()
     with Interrupts().listening() as interrupts:
         try:
             display.say(name)
+            display.say(plan(submitted))
             job = await _until(interrupts.asked, follow_job(Remote(client), name, progress, display))
         finally:
             display.close()
@@ -98,6 +101,7 @@ async def _local(launch: Launch, output_dir: Path) -> int:
             display = _make_display()
             try:
                 display.say(f"{submitted.name}, output in {submitted.output_dir}")
+                display.say(plan(submitted))
                 job = await _follow_local(orchestrator, submitted.name, progress, display, interrupts)
             finally:
                 display.close()

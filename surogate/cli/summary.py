@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -23,8 +24,10 @@ _FILES = (
     "plots/loss.png",
     "adapter_model.safetensors",
     "model.safetensors",
+    "merged",
     "logs",
 )
+_SERVE_AT = "127.0.0.1:50052"
 
 
 def print_summary(job: job_pb2.Job, progress: Progress, *, local: bool, console: Console | None = None) -> None:
@@ -59,6 +62,24 @@ def _rows(job: job_pb2.Job, progress: Progress, local: bool) -> Iterator[tuple[s
         for name in _FILES:
             if (file := Path(job.output_dir) / name).exists():
                 yield "", str(file)
+        yield from _next(job)
+
+
+def _next(job: job_pb2.Job) -> Iterator[tuple[str, str]]:
+    """What to do with what is there now."""
+    if job.state == job_pb2.Job.STATE_CANCELLED and job.checkpoint:
+        yield "go on", "the same command goes on from the checkpoint"
+    if job.state != job_pb2.Job.STATE_SUCCEEDED:
+        return
+    model = Path(job.output_dir)
+    if (model / "adapter_model.safetensors").exists():
+        merged = model / "merged"
+        if not merged.is_dir():
+            yield "merge it", f"surogate merge --adapter {quote(str(model))} --output {quote(str(merged))}"
+        model = merged
+    yield "talk to it", f"surogate serve inference --model {quote(str(model))} --listen {_SERVE_AT}"
+    raw = ' --raw "How it begins"' if job.kind == job_pb2.Job.KIND_PT else ""
+    yield "", f"surogate generate --server {_SERVE_AT}{raw}"
 
 
 def _trained(job: job_pb2.Job) -> str:

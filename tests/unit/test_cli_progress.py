@@ -9,6 +9,7 @@ from rich.console import Console
 from surogate.cli import units, words
 from surogate.cli.display import PlainDisplay
 from surogate.cli.live import LiveDisplay
+from surogate.cli.plan import plan
 from surogate.cli.progress import Progress
 from surogate.cli.summary import print_summary
 from surogate.v1 import job_pb2
@@ -147,6 +148,49 @@ def test_the_last_table(tmp_path: Path) -> None:
         "0.33",
     ):
         assert part in text, text
+
+
+def last_table(job: job_pb2.Job) -> str:
+    out = io.StringIO()
+    print_summary(job, Progress(), local=True, console=Console(file=out, width=300))
+    return out.getvalue()
+
+
+def test_the_last_table_says_what_to_do_next(tmp_path: Path) -> None:
+    job = job_pb2.Job(name="jobs/j", kind=job_pb2.Job.KIND_PT, state=job_pb2.Job.STATE_SUCCEEDED)
+    job.output_dir = str(tmp_path)
+    assert f"surogate serve inference --model {tmp_path} --listen" in last_table(job)
+    assert '--raw "How it begins"' in last_table(job)
+    (tmp_path / "adapter_model.safetensors").touch()
+    job.kind = job_pb2.Job.KIND_SFT
+    assert f"surogate merge --adapter {tmp_path} --output {tmp_path}/merged" in last_table(job)
+    (tmp_path / "merged").mkdir()
+    assert "surogate merge" not in last_table(job)
+    assert f"serve inference --model {tmp_path}/merged" in last_table(job)
+    job.state = job_pb2.Job.STATE_CANCELLED
+    job.checkpoint = str(tmp_path / "checkpoint-3")
+    assert "the same command goes on from the checkpoint" in last_table(job)
+    assert "talk to it" not in last_table(job)
+
+
+def test_what_a_job_is_about_to_do() -> None:
+    train = {"model": "m", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "sequence_len": 2048}
+    pt = job_pb2.Job(kind=job_pb2.Job.KIND_PT, max_steps=2000)
+    pt.config.update({"train": {**train, "from_scratch": True, "gpus": 2}})
+    assert plan(pt) == (
+        "pretraining all weights of m, from random ones: 2,000 steps of 16 sequences of up to 2,048 tokens"
+    )
+    sft = job_pb2.Job(kind=job_pb2.Job.KIND_SFT)
+    sft.config.update({"train": {**train, "lora": True, "lora_rank": 8, "qlora_bnb": True, "num_epochs": 3}})
+    assert plan(sft) == (
+        "fine-tuning a LoRA adapter (rank 8, base in NF4) of m: 3 epochs, in steps of 8 sequences of up to 2,048 tokens"
+    )
+    grpo = job_pb2.Job(kind=job_pb2.Job.KIND_GRPO, max_steps=20)
+    orch = {"batch_size": 128, "rollouts_per_example": 8, "env": [{"id": "math", "name": "easy"}, {"id": "code"}]}
+    grpo.config.update({"train": {**train, "lora": True, "lora_rank": 16}, "orch": orch})
+    assert plan(grpo) == (
+        "GRPO of a LoRA adapter (rank 16) of m: 20 steps of 128 rollouts, 8 for each prompt, rewarded by easy, code"
+    )
 
 
 def test_units() -> None:
