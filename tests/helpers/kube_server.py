@@ -67,6 +67,7 @@ class ApiServer:
     Attributes:
         requests: All requests, for tests to look at.
         down: Connections are cut without an answer.
+        hangs: Requests are taken and not answered; those that wait are carried out when it is over, late as they are.
         slow: Seconds before each answer.
         throttled: Number of requests that will be refused with 429.
         retry_after: What those are told, in seconds.
@@ -81,6 +82,7 @@ class ApiServer:
         self.objects: dict[str, dict[str, Object]] = {plural: {} for plural in GROUPS}
         self.requests: list[Request] = []
         self.down = False
+        self.hangs = False
         self.slow = 0.0
         self.throttled = 0
         self.retry_after: float | None = None
@@ -93,6 +95,9 @@ class ApiServer:
         self._history: list[tuple[int, str, str, Object]] = []
         self._changed = asyncio.Event()
         self._streams: set[web.StreamResponse] = set()
+        self._runner: web.AppRunner | None = None
+        self._site: web.TCPSite | None = None
+        self._port = 0
 
     # What tests and controllers do without HTTP.
 
@@ -172,19 +177,34 @@ class ApiServer:
         application.router.add_route("*", "/{root:api|apis}/{tail:.*}", self._handle)
         runner = web.AppRunner(application, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        assert site._server is not None
-        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
+        self._runner = runner
+        await self.listen()
         try:
             yield self
         finally:
+            self.hangs = False
             self.cut()
             await runner.cleanup()
+
+    async def listen(self) -> None:
+        """Listens, at the port of before if there was one."""
+        assert self._runner is not None
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
+        await self._site.start()
+        assert self._site._server is not None
+        self._port = self._site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    async def refuse(self) -> None:
+        """Connections are refused, as of a machine on which nothing listens, until `listen`."""
+        assert self._site is not None
+        await self._site.stop()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         if self.slow:
             await asyncio.sleep(self.slow)
+        while self.hangs:  # noqa: ASYNC110 - a test ends it
+            await asyncio.sleep(0.02)
         if self.down:
             assert request.transport is not None
             request.transport.abort()
