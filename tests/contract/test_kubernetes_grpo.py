@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
 from surogate.errors import ConfigError, FailedPreconditionError, InvalidInputError, NotFoundError
-from surogate.v1 import job_pb2
+from surogate.rpc.channel import ClientSecurity
+from surogate.rpc.server import RpcServer
+from surogate.v1 import job_pb2, reward_pb2_grpc
 from tests.contract.test_kubernetes_launcher import nothing_left, notices
+from tests.helpers.certificates import Authority
+from tests.helpers.grpo_fakes import FakeReward
 from tests.helpers.grpo_job import job_config
 from tests.helpers.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, training_on
 from tests.helpers.orchestrator import Orchestrator, orchestrating, sft_config
@@ -209,6 +214,56 @@ async def test_a_reward_service_of_the_authors_image_scores_in_a_pod(
         await finished(orchestrator, job.name)
         assert pods.hooks.calls["ScoreRollouts"]
         await nothing_left(cluster)
+
+
+class Eavesdropper(GrpoPods):
+    """Keeps what the reward service is told beside its requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[dict[str, str]] = []
+
+    def __call__(self, pod: Any, server: RpcServer) -> None:
+        if pod["metadata"]["labels"]["app.kubernetes.io/component"] != "reward":
+            super().__call__(pod, server)
+            return
+        told = self.told
+
+        class Reward(FakeReward):
+            async def ScoreRollouts(self, request: Any, context: Any) -> Any:
+                told.append(dict(context.invocation_metadata()))
+                return await super().ScoreRollouts(request, context)
+
+        reward = Reward(self.hooks)
+        server.add(reward_pb2_grpc.add_RewardServiceServicer_to_server, reward, "surogate.v1.RewardService")
+        server.add(reward_pb2_grpc.add_EnvironmentServiceServicer_to_server, reward, "surogate.v1.EnvironmentService")
+
+
+async def test_an_image_of_the_authors_scores_where_workers_have_mtls_and_gets_neither_token_nor_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    worker, own = authority.issue("worker", "workers"), authority.issue("orchestrator")
+    theirs = {"tls_cert": worker.cert, "tls_key": worker.key, "tls_client_ca": authority.cert, "token_env": "WORKERS"}
+    ours = ClientSecurity("a-token", authority.cert, own.cert, own.key, server_name="workers")
+    monkeypatch.setenv("WORKERS", "a-token")
+    monkeypatch.setattr(ClientSecurity, "from_env", lambda *_: ours)
+    pods = Eavesdropper()
+    async with reinforcing_on(tmp_path, pods, allowed_images=["mine:1"]) as (orchestrator, cluster, model):
+        cluster.settings = lambda pod: {} if pod["spec"]["containers"][0]["image"] == "mine:1" else theirs
+        template = tmp_path / "templates" / "reward.yaml"
+        body = yaml.safe_load(template.read_text())
+        container = body["spec"]["containers"][0]
+        container["envFrom"] = [{"configMapRef": {"name": "surogate-workers"}}]
+        container["volumeMounts"].append({"name": "tls", "mountPath": "/etc/surogate/tls"})
+        body["spec"]["volumes"].append({"name": "tls", "secret": {"secretName": "surogate-worker-tls"}})
+        template.write_text(yaml.safe_dump(body))
+        job = await orchestrator.create(grpo_config(model, env=[{"id": "fake", "image": "mine:1"}]), job_id="rl")
+        pod = (await cluster.until(lambda: cluster.api.find("pods", component="reward")))[0]
+        assert "tls" not in {volume["name"] for volume in pod["spec"]["volumes"]}
+        assert not pod["spec"]["containers"][0].get("envFrom")
+        await finished(orchestrator, job.name)
+        assert pods.told and not any("authorization" in metadata for metadata in pods.told)
 
 
 async def test_an_image_of_ones_own_needs_pods(tmp_path: Path) -> None:

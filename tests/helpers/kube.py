@@ -75,6 +75,7 @@ class Cluster:
         holds: Pods stay as they were created, for the test to say what happens to them.
         starves: Jobs get no pods at all.
         said: Log lines by pod.
+        settings: Further settings of the server in a pod, by the pod.
     """
 
     def __init__(self, api: ApiServer, register: Register) -> None:
@@ -82,6 +83,7 @@ class Cluster:
         self.holds = False
         self.starves = False
         self.said: dict[str, list[str]] = {}
+        self.settings: Callable[[Object], dict[str, Any]] = lambda pod: {}
         self._register = register
         self._running: dict[str, AbstractAsyncContextManager[RpcServer]] = {}
         api.logs = self._log
@@ -222,7 +224,8 @@ class Cluster:
     async def _run(self, pod: Object) -> None:
         address = f"127.{1 + _PROCESS % 250}.{_PROCESS // 250 % 250}.{next(_ADDRESSES) % 250 + 2}"
         if _index(pod) == 0:
-            server = serving(lambda server: self._register(pod, server), ServiceSettings(listen=f"{address}:{PORT}"))
+            settings = ServiceSettings(listen=f"{address}:{PORT}", **self.settings(pod))
+            server = serving(lambda server: self._register(pod, server), settings)
             pod["status"]["podIP"] = address
             await server.__aenter__()
             self._running[pod["metadata"]["name"]] = server
