@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from orchestrator_svc.messages import ENDED
-from orchestrator_svc.reward_services import ReplacedService
+from orchestrator_svc.reward_services import MULTI_TURN, ReplacedService
 from surogate.config.env import EnvConfig
 from surogate.config.job import GrpoJob, resolve_job
 from surogate.config.problems import violations_of
@@ -25,8 +26,17 @@ from surogate.v1 import job_pb2, reward_pb2, reward_pb2_grpc
 _ANSWER_SECONDS = 10.0
 
 
-def wanted_service(row: Any, request: job_pb2.ReplaceRewardRequest) -> tuple[ReplacedService, str]:
-    """The service that the request asks for, and the id of the environment that it must have.
+@dataclass(frozen=True)
+class Needed:
+    """What a service must have to take the place of another."""
+
+    environment_id: str
+    multi_turn: bool
+    """Whether it must answer turns: the job has episodes of this environment."""
+
+
+def wanted_service(row: Any, request: job_pb2.ReplaceRewardRequest) -> tuple[ReplacedService, Needed]:
+    """The service that the request asks for, and what it must have.
 
     Raises:
         FailedPreconditionError: The job has ended, or is not a GRPO job.
@@ -43,17 +53,18 @@ def wanted_service(row: Any, request: job_pb2.ReplaceRewardRequest) -> tuple[Rep
         why = f"must be one of {', '.join(labels)}, got {request.environment!r}"
         raise InvalidInputError(f"environment {why}", violations=[Violation("environment", why)])
     service = ReplacedService(environment, request.shadow, request.address, request.tls, request.token_env)
-    return service, labels[environment]
+    return service, Needed(labels[environment], environment in row.runner_state.get(MULTI_TURN, ()))
 
 
-async def check_service(service: ReplacedService, environment_id: str) -> None:
-    """Asks the service whether it is there, and has the environment.
+async def check_service(service: ReplacedService, needed: Needed) -> None:
+    """Asks the service whether it is there, and has what is needed.
 
     Raises:
-        InvalidInputError: It does not answer, or has other environments.
+        InvalidInputError: It does not answer, has other environments, or answers no turns where it must.
     """
     from orchestrator_svc.grpo.setup import service_security
 
+    environment_id = needed.environment_id
     env = _environment(service, environment_id)
     channel = open_channel(service.address, service_security(env, "request"))
     try:
@@ -66,9 +77,14 @@ async def check_service(service: ReplacedService, environment_id: str) -> None:
         raise _refused(f"{service.address} does not answer as a reward service: {error}{hint}") from error
     finally:
         await channel.close(None)
-    ids = [item.id for item in found.environments]
-    if environment_id not in ids:
-        raise _refused(f"{service.address} has no environment {environment_id}; it has {', '.join(ids) or 'none'}")
+    listed = {item.id: item for item in found.environments}
+    if environment_id not in listed:
+        raise _refused(f"{service.address} has no environment {environment_id}; it has {', '.join(listed) or 'none'}")
+    if needed.multi_turn and not listed[environment_id].multi_turn:
+        raise _refused(
+            f"the environment {environment_id} of {service.address} answers no turns (multi_turn in ListEnvironments), "
+            "and the rollouts of this job are episodes"
+        )
 
 
 def _environment(service: ReplacedService, environment_id: str) -> EnvConfig:

@@ -9,6 +9,9 @@ from sqlalchemy import Boolean, Column, Connection, Double, ForeignKey, String, 
 
 from orchestrator_svc.schema import metadata
 
+MULTI_TURN = "multi_turn"
+"""Where a job's runner keeps the keys of its environments that answer turns, for whoever replaces their services."""
+
 replaced = Table(
     "job_reward_services",
     metadata,

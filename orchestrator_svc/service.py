@@ -143,9 +143,9 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         job_id = job_id_of(request.name)
         row = await self._database.read(lambda c: store.get(c, job_id))
         check_variables({"token_env": request.token_env}, self._settings.token_variables)
-        service, environment_id = wanted_service(row, request)
+        service, needed = wanted_service(row, request)
         if service.address:
-            await check_service(service, environment_id)
+            await check_service(service, needed)
         await self._database.write(lambda c: replace_service(c, job_id, service))
         self._bell.ring(job_id)
         return await self._show(await self._database.read(lambda c: store.get(c, job_id)))

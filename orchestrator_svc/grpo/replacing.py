@@ -10,7 +10,7 @@ from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.scoring import Scorer
 from orchestrator_svc.grpo.services import Custom
 from orchestrator_svc.grpo.setup import service_security
-from orchestrator_svc.reward_services import ReplacedService, replaced_services
+from orchestrator_svc.reward_services import MULTI_TURN, ReplacedService, replaced_services
 from surogate.config.env import EnvConfig
 from surogate.errors import SurogateError
 
@@ -29,6 +29,8 @@ class Replacing:
 
     async def start(self) -> None:
         """Applies what was replaced before, and follows from then on."""
+        if self._scorer.multi_turn != self._ctx.state.get(MULTI_TURN, []):
+            await self._ctx.update(state={**self._ctx.state, MULTI_TURN: self._scorer.multi_turn})
         await self._look()
         self._task = asyncio.create_task(self._follow(), name="reward services")
 

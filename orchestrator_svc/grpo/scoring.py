@@ -67,6 +67,11 @@ class Scorer:
         """An environment, with the service that it has now."""
         return self._environments[key]
 
+    @property
+    def multi_turn(self) -> list[str]:
+        """Keys of the environments whose rollouts are episodes."""
+        return sorted(key for key, environment in self._configured.items() if environment.max_turns)
+
     async def take_turn(self, spec: Environment, request: reward_pb2.TakeTurnRequest) -> reward_pb2.TakeTurnResponse:
         """Has the environment answer the model's turn; the rest of the request is filled in here.
 

@@ -13,15 +13,18 @@ import pytest
 from sqlalchemy import select
 
 from orchestrator_svc.grpo.ledger import draws
-from orchestrator_svc.replace_reward import check_service, wanted_service
+from orchestrator_svc.replace_reward import Needed, check_service, wanted_service
 from orchestrator_svc.reward_services import ReplacedService, replace_service
 from orchestrator_svc.schema import jobs
 from surogate.errors import ConfigError, FailedPreconditionError, InvalidInputError
 from surogate.rollouts import read_steps
 from surogate.v1 import job_pb2, reward_pb2, reward_pb2_grpc
+from tests.contract.test_grpo_episodes import multi_turn
 from tests.helpers.grpo_fakes import scores
 from tests.helpers.grpo_job import GrpoJob, grpo_job, job_config
 from tests.helpers.rpc import serving
+
+FAKE = Needed("fake", multi_turn=False)
 
 
 class OtherReward(reward_pb2_grpc.RewardServiceServicer):
@@ -29,11 +32,13 @@ class OtherReward(reward_pb2_grpc.RewardServiceServicer):
 
     def __init__(self) -> None:
         self.groups = 0
+        self.multi_turn = False
 
     async def ListEnvironments(
         self, request: reward_pb2.ListEnvironmentsRequest, context: Any
     ) -> reward_pb2.ListEnvironmentsResponse:
-        return reward_pb2.ListEnvironmentsResponse(environments=[reward_pb2.Environment(id="fake")])
+        listed = reward_pb2.Environment(id="fake", multi_turn=self.multi_turn)
+        return reward_pb2.ListEnvironmentsResponse(environments=[listed])
 
     async def ScoreRollouts(
         self, request: reward_pb2.ScoreRolloutsRequest, context: Any
@@ -104,22 +109,37 @@ async def test_a_shadow_is_compared_and_never_trained_on(tmp_path: Path) -> None
 async def test_what_cannot_be_is_refused_before_anything_changes(tmp_path: Path) -> None:
     async with other_service() as (address, _), grpo_job(tmp_path) as (job, fakes):
         with pytest.raises(InvalidInputError, match="no environment other"):
-            await check_service(ReplacedService("fake", False, address), "other")
+            await check_service(ReplacedService("fake", False, address), Needed("other", multi_turn=False))
         with pytest.raises(InvalidInputError, match="does not answer"):
-            await check_service(ReplacedService("fake", False, fakes.addresses["trainer"][0]), "fake")
+            await check_service(ReplacedService("fake", False, fakes.addresses["trainer"][0]), FAKE)
         with pytest.raises(ConfigError, match="address"):
-            await check_service(ReplacedService("fake", False, "nonsense"), "fake")
-        await check_service(ReplacedService("fake", False, address), "fake")
+            await check_service(ReplacedService("fake", False, "nonsense"), FAKE)
+        await check_service(ReplacedService("fake", False, address), FAKE)
 
         config = job_config(str(tmp_path / "model"))
         row = await job.database.read(lambda c: c.execute(select(jobs)).one())
         given = {**row._mapping, "config": config}
         service, environment_id = wanted_service(_Row(given), job_pb2.ReplaceRewardRequest(address=address))
-        assert (service.environment, environment_id) == ("fake", "fake")
+        assert (service.environment, environment_id) == ("fake", FAKE)
         with pytest.raises(InvalidInputError, match="must be one of fake"):
             wanted_service(_Row(given), job_pb2.ReplaceRewardRequest(address=address, environment="nothing"))
         with pytest.raises(FailedPreconditionError, match="has ended"):
             wanted_service(_Row({**given, "state": job_pb2.Job.STATE_FAILED}), job_pb2.ReplaceRewardRequest())
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+async def test_a_service_that_answers_no_turns_is_refused_for_a_job_of_episodes(tmp_path: Path, shadow: bool) -> None:
+    async with other_service() as (address, other), grpo_job(tmp_path, max_steps=1) as (job, fakes):
+        multi_turn(job, fakes)
+        await job.run()
+        row = await job.database.read(lambda c: c.execute(select(jobs)).one())
+        given = {**row._mapping, "config": job_config(str(tmp_path / "model")), "state": job_pb2.Job.STATE_RUNNING}
+        service, needed = wanted_service(_Row(given), job_pb2.ReplaceRewardRequest(address=address, shadow=shadow))
+        assert needed == Needed("fake", multi_turn=True)
+        with pytest.raises(InvalidInputError, match="answers no turns"):
+            await check_service(service, needed)
+        other.multi_turn = True
+        await check_service(service, needed)
 
 
 class _Row:
