@@ -78,6 +78,7 @@ class FakeOrchestrator(job_pb2_grpc.JobServiceServicer):
             await self._cancelled.wait()
         if job.state == Job.STATE_QUEUED:
             job.state = Job.STATE_FAILED if self.error else Job.STATE_SUCCEEDED
+            job.end_time.GetCurrentTime()
             if self.error:
                 job.error.CopyFrom(to_status(self.error))
 
