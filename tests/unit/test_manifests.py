@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator_svc.allowed import check_inputs
+from orchestrator_svc.settings import OrchestratorSettings
 from surogate.config.service import ServiceSettings
+from surogate.errors import ConfigError
 from tests.helpers.manifests import check
 from tests.helpers.manifests.objects import Cluster, Pod, pods_of, render
 from tests.helpers.manifests.shipped import KUSTOMIZATIONS, NO_KUBECTL, ROOT, cluster, text
@@ -210,3 +214,18 @@ def test_images_and_tags_are_those_that_make_images_builds() -> None:
             image = pod.service_containers()[0]["image"]
             component = pod.labels["app.kubernetes.io/component"]
             assert image in {f"surogate-{component}:{version}", f"surogate-{component}:{version}-gpu"}
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_jobs_read_what_is_mounted_for_them_alone(name: str) -> None:
+    orchestrator = cluster(name).find("Deployment", "surogate-orchestrator")
+    assert orchestrator is not None
+    (container,) = orchestrator["spec"]["template"]["spec"]["containers"]
+    values = {one["name"]: one.get("value") for one in container["env"]}
+    roots = [Path(one) for one in json.loads(values["SUROGATE_ORCHESTRATOR_INPUT_ROOTS"])]
+    assert set(roots) == {Path(one) for one in OrchestratorSettings(launcher="kubernetes").allowed_mount_roots}
+    for good in ("Qwen/Qwen3-8B", "/models/qwen3", "/data/corpus", "s3://bucket/model"):
+        check_inputs({"train": {"model": good}}, roots)
+    for bad in ("/etc/surogate/tls", "/proc/self/environ", "/models/../etc/passwd", "/home/surogate/.cache/x"):
+        with pytest.raises(ConfigError, match="outside of the folders"):
+            check_inputs({"train": {"model": bad}}, roots)
