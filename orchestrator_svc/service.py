@@ -34,12 +34,16 @@ from orchestrator_svc.scaling import check_scale, set_scale
 from orchestrator_svc.settings import OrchestratorSettings
 from orchestrator_svc.worker_logs import read_logs
 from surogate.config.job import AnyJob, resolve_job
-from surogate.errors import ConfigError, InvalidInputError, OutOfRangeError, Violation
+from surogate.errors import ConfigError, InvalidInputError, OutOfRangeError, PermissionDeniedError, Violation
+from surogate.rpc.caller import caller
 from surogate.structs import from_struct
+from surogate.telemetry.log import get_logger
 from surogate.urls import is_url
 from surogate.v1 import job_pb2, job_pb2_grpc
 
 SERVICE = "surogate.v1.JobService"
+
+_log = get_logger("orchestrator")
 
 _JOB_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DEFAULT_PAGE, _MAX_PAGE = 50, 1000
@@ -48,6 +52,9 @@ _MAX_CONFIG_BYTES = 1 << 20
 _MAX_PAGE_BYTES = 3 << 20
 """Of the jobs on a page: gRPC's clients take messages of 4 MiB unless they were told otherwise."""
 _DEFAULT_TAIL, _MAX_TAIL = 100, 10_000
+_OUR_LABELS = "surogate.dev/"
+OWNER = "surogate.dev/created-by"
+"""Label of a job whose client had a named token."""
 _MAX_LABELS, _MAX_LABEL_LENGTH = 64, 255
 _WATCH_BATCH = 256
 _WATCH_POLL_SECONDS = 1.0
@@ -64,7 +71,9 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         self._bell = bell
 
     async def CreateJob(self, request: job_pb2.CreateJobRequest, context: Any) -> job_pb2.Job:
-        _check_request(request)
+        _check_request(request, reserved=context is not None)
+        if name := caller():
+            request.labels[OWNER] = name
         given = from_struct(request.config)
         request_digest = store.digest(given, request.job_id, dict(request.labels))
         if request.request_id and not request.validate_only:
@@ -76,6 +85,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         if request.validate_only:
             return _preview(new, request.job_id)
         row = await self._insert(new)
+        _log.info("job made", job=new.job_id)
         self._bell.ring(new.job_id)
         self._runner.wake()
         return await self._show(row)
@@ -134,6 +144,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
 
     async def CancelJob(self, request: job_pb2.CancelJobRequest, context: Any) -> job_pb2.Job:
         job_id = job_id_of(request.name)
+        await self._require_own(job_id, "cancelled")
         row = await self._database.write(lambda c: store.request_cancel(c, job_id))
         self._bell.ring(job_id)
         self._runner.cancel(job_id)
@@ -141,7 +152,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
 
     async def ReplaceReward(self, request: job_pb2.ReplaceRewardRequest, context: Any) -> job_pb2.Job:
         job_id = job_id_of(request.name)
-        row = await self._database.read(lambda c: store.get(c, job_id))
+        row = await self._require_own(job_id, "given another reward service")
         check_variables({"token_env": request.token_env}, self._settings.token_variables)
         service, needed = wanted_service(row, request)
         if service.address:
@@ -152,7 +163,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
 
     async def ScaleJob(self, request: job_pb2.ScaleJobRequest, context: Any) -> job_pb2.Job:
         job_id = job_id_of(request.name)
-        row = await self._database.read(lambda c: store.get(c, job_id))
+        row = await self._require_own(job_id, "scaled")
         check_scale(row, request.inference, self._settings)
         await self._database.write(lambda c: set_scale(c, job_id, request.inference))
         self._bell.ring(job_id)
@@ -171,9 +182,23 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
 
     async def DeleteJob(self, request: job_pb2.DeleteJobRequest, context: Any) -> Empty:
         job_id = job_id_of(request.name)
+        await self._require_own(job_id, "deleted")
         await self._database.write(lambda c: store.forget(c, job_id))
         self._bell.ring(job_id)
         return Empty()
+
+    async def _require_own(self, job_id: str, done: str) -> Row[Any]:
+        """The row of a job that the caller may change: a client with a named token its own, others any.
+
+        Raises NotFoundError, PermissionDeniedError.
+        """
+        row: Row[Any] = await self._database.read(lambda c: store.get(c, job_id))
+        name, owner = caller(), row.labels.get(OWNER, "")
+        if name and name != owner:
+            whose = f"was created by {owner}" if owner else "was not created with a named token"
+            raise PermissionDeniedError(f"jobs/{job_id} {whose}: it cannot be {done} by {name}", reason="NOT_YOUR_JOB")
+        _log.info("job is to be changed", job=job_id, change=done)
+        return row
 
     async def _show(self, row: Row[Any]) -> job_pb2.Job:
         job = to_job(row)
@@ -262,7 +287,8 @@ def make_job_id(kind: str) -> str:
     return f"{kind}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
-def _check_request(request: job_pb2.CreateJobRequest) -> None:
+def _check_request(request: job_pb2.CreateJobRequest, *, reserved: bool) -> None:
+    """`reserved`: whether labels of our own are refused, as they are from clients."""
     violations = []
     if request.job_id and not _JOB_ID.fullmatch(request.job_id):
         why = f"{request.job_id!r} must be lowercase letters, digits and inner hyphens, 1 to 63 characters"
@@ -273,6 +299,8 @@ def _check_request(request: job_pb2.CreateJobRequest) -> None:
     if (size := request.config.ByteSize()) > _MAX_CONFIG_BYTES:
         why = f"has {size} bytes, more than {_MAX_CONFIG_BYTES}: put data into files, and their paths here"
         violations.append(Violation("config", why))
+    ours = [key for key in request.labels if reserved and key.startswith(_OUR_LABELS)]
+    violations += [Violation(f"labels.{key[:64]}", f"must not begin with {_OUR_LABELS}, as ours do") for key in ours]
     _refuse([*violations, *_label_violations(request.labels)])
 
 

@@ -72,7 +72,8 @@ class ServiceSettings(BaseSettings):
     """Certificate authority (PEM) that clients' certificates must come from; turns mTLS on."""
 
     token_file: Path | None = None
-    """File with the bearer tokens that are valid, one a line; read again when it changes."""
+    """File with the bearer tokens that are valid, one a line, each perhaps with a name before it: `NAME TOKEN`. Read
+    again when it changes."""
 
     token_env: str | None = None
     """Name of an environment variable with the bearer tokens that are valid, separated by commas."""

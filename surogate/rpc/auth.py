@@ -6,6 +6,7 @@ import hmac
 import os
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -18,10 +19,19 @@ _SCHEME = "bearer "
 _log = get_logger("rpc")
 
 
+@dataclass(frozen=True)
+class Token:
+    """A bearer token, and the name of who has it; empty where nobody in particular does."""
+
+    secret: str = field(repr=False)
+    name: str = ""
+
+
 class TokenSource:
     """The valid tokens: one a line in a file that is read again whenever it changes, or comma-separated in a variable.
 
-    With neither, `tokens()` is empty. Raises ConfigError if what is named holds no token.
+    A line of the file may have a name before its token, `NAME TOKEN`: who calls with it is known by that name. With
+    neither file nor variable `tokens()` is empty. Raises ConfigError if what is named holds no token.
     """
 
     def __init__(self, file: Path | None = None, env: str | None = None) -> None:
@@ -30,7 +40,7 @@ class TokenSource:
         self._env_tokens = _from_env(env) if env else ()
         self._tokens = self._env_tokens + (self._read(file) if file else ())
 
-    def tokens(self) -> tuple[str, ...]:
+    def tokens(self) -> tuple[Token, ...]:
         """The tokens that are valid now."""
         if self._file is not None:
             self._reload(self._file)
@@ -44,24 +54,27 @@ class TokenSource:
             # A rotation may be caught half-way; the tokens that were valid stay valid until the file can be read.
             _log.warning("token file cannot be read; the tokens read before stay valid", error=str(error))
 
-    def _read(self, file: Path) -> tuple[str, ...]:
+    def _read(self, file: Path) -> tuple[Token, ...]:
         try:
             stamp, text = file_stamp(file), file.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError.of([Violation("token_file", f"cannot read {file}: {error.strerror}")]) from error
         except UnicodeDecodeError as error:
             raise ConfigError.of([Violation("token_file", f"{file} is not text")]) from error
-        found = tuple(line.strip() for line in text.splitlines() if line.strip())
+        found = tuple(_token(line.split(), file, number) for number, line in _lines(text))
         if not found:
             raise ConfigError.of([Violation("token_file", f"{file} holds no token; write one a line")])
         self._stamp = stamp
         return found
 
 
-def check_token(authorization: str | None, tokens: tuple[str, ...]) -> None:
-    """Raises UnauthenticatedError unless `authorization` is `Bearer <one of tokens>`, or no token is asked for."""
+def check_token(authorization: str | None, tokens: tuple[Token, ...]) -> str:
+    """The name of who has the token; empty where it has none, or no token is asked for.
+
+    Raises UnauthenticatedError unless `authorization` is `Bearer <one of tokens>`.
+    """
     if not tokens:
-        return
+        return ""
     if authorization is None or not authorization[: len(_SCHEME)].lower() == _SCHEME:
         raise UnauthenticatedError(
             "this service asks for a bearer token: set SUROGATE_TOKEN, or send the metadata `authorization: Bearer …`",
@@ -69,9 +82,10 @@ def check_token(authorization: str | None, tokens: tuple[str, ...]) -> None:
         )
     given = authorization[len(_SCHEME) :].strip().encode()
     # All are compared, each in constant time, so that timing tells nothing about any of them.
-    matches = [hmac.compare_digest(given, token.encode()) for token in tokens]
+    matches = [hmac.compare_digest(given, token.secret.encode()) for token in tokens]
     if True not in matches:
         raise UnauthenticatedError("the bearer token is not valid here", reason="TOKEN_INVALID")
+    return tokens[matches.index(True)].name
 
 
 def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
@@ -147,8 +161,19 @@ def file_stamp(file: Path) -> tuple[int, int, int]:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _from_env(name: str) -> tuple[str, ...]:
-    found = tuple(token.strip() for token in os.environ.get(name, "").split(",") if token.strip())
+def _lines(text: str) -> list[tuple[int, str]]:
+    return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _token(words: list[str], file: Path, number: int) -> Token:
+    if len(words) > 2:
+        why = f"{file}, line {number}: write a token, or a name and its token"
+        raise ConfigError.of([Violation("token_file", why)])
+    return Token(words[-1], words[0] if len(words) == 2 else "")
+
+
+def _from_env(name: str) -> tuple[Token, ...]:
+    found = tuple(Token(token.strip()) for token in os.environ.get(name, "").split(",") if token.strip())
     if not found:
         raise ConfigError.of([Violation("token_env", f"the environment variable {name} holds no token")])
     return found

@@ -13,6 +13,7 @@ import grpc
 
 from surogate import errors
 from surogate.rpc.auth import TokenSource, check_token
+from surogate.rpc.caller import calling
 from surogate.rpc.context import bound_from_metadata
 from surogate.rpc.deadlines import Deadlines, deadline_of
 from surogate.rpc.status import code_of, fitted, to_status, trailing_metadata
@@ -75,8 +76,8 @@ class CallGuard:
             async with self._deadline(method, context):
                 yield
             return
-        check_token(metadata.get("authorization"), self._tokens.tokens())
-        with bound_from_metadata(metadata), tracing.server_span(method, metadata):
+        name = check_token(metadata.get("authorization"), self._tokens.tokens())
+        with calling(name), bound_from_metadata(metadata), tracing.server_span(method, metadata):
             async with self._slot(), self._deadline(method, context):
                 yield
 

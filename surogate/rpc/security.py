@@ -83,7 +83,7 @@ class ClientSecurity:
         source = TokenSource(self.token_file)
 
         def current() -> str | None:
-            return next(iter(source.tokens()), self.token)
+            return next((token.secret for token in source.tokens()), self.token)
 
         return current
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest_asyncio
 
 from orchestrator_svc.context import JobContext
 from orchestrator_svc.launchers.base import WorkerPool
+from orchestrator_svc.service import SERVICE
+from surogate.config.service import ServiceSettings
 from surogate.errors import (
     AlreadyExistsError,
     BusyError,
@@ -21,13 +24,16 @@ from surogate.errors import (
     InvalidInputError,
     NotFoundError,
     OutOfRangeError,
+    PermissionDeniedError,
     UnavailableError,
 )
+from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.structs import to_struct
-from surogate.v1 import job_pb2
+from surogate.v1 import job_pb2, job_pb2_grpc
 from tests.helpers.grpo_job import job_config
 from tests.helpers.orchestrator import ENDED, Orchestrator, State, orchestrating, sft_config
 from tests.helpers.pools import EmptyLauncher
+from tests.helpers.rpc import serving
 
 
 class Jobs:
@@ -327,3 +333,54 @@ async def test_a_page_fits_into_a_message_that_every_client_takes(orchestrator: 
         pages.append(await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(page_size=1000, page_token=token)))
     assert max(page.ByteSize() for page in pages) < 4 << 20
     assert [job.config["train"]["system"][0] for page in pages for job in page.jobs] == ["4", "3", "2", "1", "0"]
+
+
+@asynccontextmanager
+async def clients(orchestrator: Orchestrator, tokens: Path, *names: str) -> AsyncIterator[list[Orchestrator]]:
+    """The same orchestrator as clients with these tokens see it."""
+
+    def register(server: Any) -> None:
+        server.add(job_pb2_grpc.add_JobServiceServicer_to_server, orchestrator.servicer, SERVICE)
+
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(serving(register, ServiceSettings(token_file=tokens)))
+        opened = [open_channel(server.address, ClientSecurity(token=f"{name}-token")) for name in names]
+        channels = [await stack.enter_async_context(channel) for channel in opened]
+        yield [Orchestrator(job_pb2_grpc.JobServiceStub(channel), orchestrator.folder) for channel in channels]
+
+
+async def test_a_client_with_a_named_token_changes_its_own_jobs_alone(
+    orchestrator: Orchestrator, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("alice alice-token\nbob bob-token\noperator-token\n")
+    async with clients(orchestrator, tokens, "alice", "bob", "operator") as (alice, bob, operator):
+        job = await alice.create(sft_config(), job_id="hers")
+        assert job.labels["surogate.dev/created-by"] == "alice"
+        other = await operator.create(sft_config(output_dir="other"), job_id="nobodys")
+        assert (await bob.get(job.name)).name == job.name, "all see all"
+        changes: list[Any] = [
+            bob.stub.CancelJob(job_pb2.CancelJobRequest(name=job.name)),
+            bob.stub.DeleteJob(job_pb2.DeleteJobRequest(name=job.name)),
+            bob.stub.ScaleJob(job_pb2.ScaleJobRequest(name=job.name, inference=2)),
+            bob.stub.ReplaceReward(job_pb2.ReplaceRewardRequest(name=job.name, address="reward:1")),
+        ]
+        for change in changes:
+            with pytest.raises(PermissionDeniedError, match="jobs/hers was created by alice") as refused:
+                await change
+            assert refused.value.reason == "NOT_YOUR_JOB"
+        with pytest.raises(PermissionDeniedError, match="was not created with a named token"):
+            await alice.cancel(other.name)
+        with pytest.raises(NotFoundError):
+            await alice.cancel("jobs/none")
+        await alice.cancel(job.name)
+        await alice.ended(job.name)
+        await operator.stub.DeleteJob(job_pb2.DeleteJobRequest(name=job.name))
+        await operator.cancel(other.name)
+
+
+async def test_labels_of_our_own_are_not_taken_from_clients(orchestrator: Orchestrator) -> None:
+    with pytest.raises(
+        InvalidInputError, match=r"labels\.surogate\.dev/created-by: must not begin with surogate\.dev/"
+    ):
+        await orchestrator.create(sft_config(), labels={"surogate.dev/created-by": "somebody"})

@@ -15,10 +15,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from surogate.config.service import MIB, ServiceSettings
 from surogate.errors import ConfigError, InvalidInputError, UnauthenticatedError, UnavailableError, UnimplementedError
 from surogate.rpc import health
+from surogate.rpc.auth import TokenSource
+from surogate.rpc.caller import caller
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.rpc.server import RpcServer
 from surogate.telemetry import log
-from surogate.v1 import job_pb2, job_pb2_grpc
+from surogate.v1 import job_pb2, job_pb2_grpc, reward_pb2, reward_pb2_grpc
 from tests.helpers.certificates import Authority
 from tests.helpers.rpc import connected, serving
 
@@ -313,3 +315,34 @@ def test_files_that_are_not_what_they_should_be_are_named(tmp_path: Path) -> Non
         ClientSecurity(ca_file=file).credentials()
     with pytest.raises(ConfigError, match=r"token_file: .* is not text"):
         ClientSecurity(token_file=file).token_source()
+
+
+async def test_a_token_with_a_name_says_who_calls(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("alice first\nnameless\nbob second\n")
+    names: list[str] = []
+
+    class Noting(reward_pb2_grpc.RewardServiceServicer):
+        async def ListEnvironments(self, request: object, context: object) -> reward_pb2.ListEnvironmentsResponse:
+            names.append(caller())
+            return reward_pb2.ListEnvironmentsResponse()
+
+    def add(server: RpcServer) -> None:
+        server.add(reward_pb2_grpc.add_RewardServiceServicer_to_server, Noting(), "surogate.v1.RewardService")
+
+    async with serving(add, ServiceSettings(token_file=tokens)) as server:
+        for token in ("second", "nameless", "first"):
+            async with open_channel(server.address, ClientSecurity(token=token)) as channel:
+                await reward_pb2_grpc.RewardServiceStub(channel).ListEnvironments(reward_pb2.ListEnvironmentsRequest())
+        async with open_channel(server.address, ClientSecurity(token="alice")) as channel:
+            with pytest.raises(UnauthenticatedError):
+                await reward_pb2_grpc.RewardServiceStub(channel).ListEnvironments(reward_pb2.ListEnvironmentsRequest())
+    assert names == ["bob", "", "alice"]
+
+
+def test_a_line_that_is_no_name_and_token_is_told_by_its_number(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("one\n\nalice her token\n")
+    with pytest.raises(ConfigError, match="line 3: write a token, or a name and its token") as refused:
+        TokenSource(tokens)
+    assert "her" not in str(refused.value)
