@@ -205,7 +205,7 @@ BAD: dict[str, tuple[list[dict[str, Any]] | str | None, dict[str, Any], str, str
     ),
     "missing messages": (TEXTS, {"type": "conversation"}, "messages_field", "no column `messages`"),
     "unknown kind": (PAIRS, {"type": "auto"}, "type", "columns q, a, more, sys"),
-    "not text": ([{"text": 3}], {"type": "text"}, "path", "row 1: column `text` holds int"),
+    "not text": ([{"text": [3]}], {"type": "text"}, "path", "row 1: column `text` holds list"),
     "other properties": (
         [{"messages": [{"from": "x", "value": "y"}]}],
         {"type": "conversation"},
@@ -289,3 +289,95 @@ def test_tools_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         prepared({"path": path, "type": "conversation", "tools_field": "tools"})
     assert violation(error) == ("train.datasets.0.path", "row 1: `tools` is not a list of tool definitions")
+
+
+def chat(*contents: Any) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]}
+
+
+def test_rows_without_content_are_counted_and_left_out(tmp_path: Path) -> None:
+    rows = [chat("a", "b"), {"messages": None}, {"messages": []}, {"other": 1}]
+    data, warnings = prepared({"path": write_jsonl(tmp_path / "chats.jsonl", rows), "type": "conversation"})
+    assert (len(data.training), data.counts[0].empty) == (1, 3)
+    assert warnings == ["train.datasets.0: 3 of 4 rows have nothing to learn and were left out"]
+    pairs = [{"q": None, "a": "x"}, {"q": "x", "a": None}, {"q": "x", "a": "y"}]
+    fields = {"type": "instruction", "instruction_field": "q", "output_field": "a", "prompt_format": "{instruction}="}
+    data, _ = prepared({"path": write_jsonl(tmp_path / "pairs.jsonl", pairs), **fields})
+    assert (texts(data.training), data.counts[0].empty) == (["x=y<|im_end|>"], 2)
+    data, _ = prepared({"path": write_jsonl(tmp_path / "t.jsonl", [{"text": None}, {"text": "x"}]), "type": "text"})
+    assert (texts(data.training), data.counts[0].empty) == (["x<|im_end|>"], 1)
+
+
+def test_messages_as_chat_services_have_them(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "two "}, {"type": "text", "text": "parts"}]
+    rows = [chat("a", "two parts"), chat([{"type": "text", "text": "a"}], parts)]
+    data, _ = prepared({"path": write_jsonl(tmp_path / "a.jsonl", rows[:1]), "type": "conversation"})
+    as_parts, _ = prepared({"path": write_jsonl(tmp_path / "b.jsonl", rows[1:]), "type": "conversation"})
+    assert texts(data.training) == texts(as_parts.training)
+    image = chat([{"type": "image_url", "image_url": {"url": "x"}}], "b")
+    with pytest.raises(ConfigError, match="a part of type image_url; only text can be learnt"):
+        prepared({"path": write_jsonl(tmp_path / "c.jsonl", [image]), "type": "conversation"})
+
+
+def test_messages_as_json_in_a_table_of_text(tmp_path: Path) -> None:
+    plain, _ = prepared({"path": write_jsonl(tmp_path / "a.jsonl", [chat("a", "b")]), "type": "conversation"})
+    datasets.Dataset.from_list([{"messages": json.dumps(chat("a", "b")["messages"])}]).to_csv(tmp_path / "a.csv")
+    data, _ = prepared({"path": str(tmp_path / "a.csv"), "type": "conversation"})
+    assert texts(data.training) == texts(plain.training)
+
+
+def test_auto_knows_the_form_of_sharegpt(tmp_path: Path) -> None:
+    plain, _ = prepared({"path": write_jsonl(tmp_path / "a.jsonl", [chat("a", "b")]), "type": "conversation"})
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    rows = [{"conversations": []}, {"conversations": talk}]
+    data, _ = prepared({"path": write_jsonl(tmp_path / "b.jsonl", rows), "type": "auto"})
+    assert texts(data.training) == texts(plain.training)
+
+
+def test_what_a_csv_file_has_is_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("q,a\n1+1,2\n007,NA\nnull,\n", encoding="utf-8-sig")
+    fields = {"type": "instruction", "instruction_field": "q", "output_field": "a", "prompt_format": "{instruction}="}
+    data, _ = prepared({"path": str(file), **fields})
+    assert texts(data.training) == ["1+1=2<|im_end|>", "007=NA<|im_end|>", "null=<|im_end|>"]
+
+
+def test_numbers_are_learnt_as_they_are_written(tmp_path: Path) -> None:
+    rows = [{"text": 3}, {"text": 4}]
+    data, _ = prepared({"path": write_jsonl(tmp_path / "a.jsonl", rows), "type": "text"})
+    assert texts(data.training) == ["3<|im_end|>", "4<|im_end|>"]
+
+
+@pytest.mark.parametrize("name", ["a[1].jsonl", "a*.jsonl", "a?b.jsonl", "a b.jsonl", "ä{1,2}.jsonl"])
+def test_names_of_files_are_no_patterns(tmp_path: Path, name: str) -> None:
+    write_jsonl(tmp_path / "axb.jsonl", [{"text": "another"}])
+    data, _ = prepared({"path": write_jsonl(tmp_path / name, TEXTS[:2]), "type": "text"})
+    assert texts(data.training) == [row["text"] + "<|im_end|>" for row in TEXTS[:2]]
+
+
+def test_hidden_files_are_no_data(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", TEXTS[:2])
+    (tmp_path / "._a.jsonl").write_bytes(b"\0\5\26\7")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    write_jsonl(tmp_path / ".ipynb_checkpoints" / "a.jsonl", TEXTS)
+    data, _ = prepared({"path": str(tmp_path), "type": "text"})
+    assert len(data.training) == 2
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes('{"text": "é"}\n'.encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        prepared({"path": str(file), "type": "text"})
+    (tmp_path / "b.csv").write_text("text\n")
+    with pytest.raises(ConfigError, match="has no rows"):
+        prepared({"path": str(tmp_path / "b.csv"), "type": "text"})
+    with pytest.raises(ConfigError, match=r"train\.datasets\.0\.split.* has no rows in train\[:0\]"):
+        prepared({"path": write_jsonl(tmp_path / "c.jsonl", TEXTS), "type": "text", "split": "train[:0]"})
+    folder = tmp_path / "differing"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", TEXTS)
+    write_jsonl(folder / "b.jsonl", [{"text": "x", "more": 1}])
+    with pytest.raises(ConfigError, match="its files differ in columns"):
+        prepared({"path": str(folder), "type": "text"})

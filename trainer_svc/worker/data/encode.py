@@ -39,7 +39,7 @@ def encode(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, *, 
     A token is learned when it begins within a learned range. Tokens that stand for no characters (those that a
     tokenizer puts around a text) are not.
     """
-    special = bool(rendered) and rendered[0].special_tokens
+    special = any(item.special_tokens for item in rendered)
     partly = any(item.learned for item in rendered)
     encoded = tokenizer(
         [item.text for item in rendered],

@@ -18,6 +18,9 @@ from trainer_svc.worker.modeling import config_error
 KnownDataset = TextDataset | InstructionDataset | ConversationDataset
 """A dataset of a definite kind."""
 
+NOTHING = Rendered("", ())
+"""What a row without content becomes: nothing to learn, which is counted."""
+
 RenderRow = Callable[[Row], Rendered]
 """What one row becomes. Raises InvalidInputError for a row that is not what its dataset should hold."""
 
@@ -28,6 +31,9 @@ INSTRUCTION_COLUMNS = (
     ("prompt", "response"),
 )
 """Columns by which `auto` knows instruction data."""
+
+SHAREGPT = {"role": "from", "content": "value"}
+"""How the properties of a message are called in data in the form of ShareGPT, which `auto` knows as well."""
 
 MESSAGE_COLUMNS = ("messages", "conversation", "conversations")
 """Columns by which `auto` knows conversations."""
@@ -67,6 +73,8 @@ def known_kind(dataset: Dataset, rows: Rows) -> KnownDataset:
     common = dataset.model_dump(exclude={"type"})
     for column in MESSAGE_COLUMNS:
         if column in rows.columns:
+            if _is_sharegpt(rows, column):
+                common["message_property_mappings"] = SHAREGPT
             return ConversationDataset(type="conversation", messages_field=column, **common)
     for instruction, output in INSTRUCTION_COLUMNS:
         if {instruction, output} <= set(rows.columns):
@@ -77,6 +85,14 @@ def known_kind(dataset: Dataset, rows: Rows) -> KnownDataset:
     if "text" in rows.columns:
         return TextDataset(type="text", **common)
     raise rows.error("type", f"auto cannot tell the kind from the columns {', '.join(rows.columns)}; name the kind")
+
+
+def _is_sharegpt(rows: Rows, column: str) -> bool:
+    """Whether the first conversation of all names its properties as ShareGPT does."""
+    first = next((row[column] for row in rows if row[column]), None)
+    messages = _listed(first)
+    message = messages[0] if isinstance(messages, list) and messages else None
+    return isinstance(message, Mapping) and set(SHAREGPT.values()) <= set(message) and "role" not in message
 
 
 def _renderer(train: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Renderer:
@@ -100,8 +116,10 @@ def _instruction_rows(dataset: InstructionDataset, train: TrainConfig, tokenizer
     renderer = None if dataset.prompt_format is not None else _renderer(train, tokenizer)
 
     def render(row: Row) -> Rendered:
+        if row[dataset.instruction_field] is None or row[dataset.output_field] is None:
+            return NOTHING
         instruction, output = _string(row, dataset.instruction_field), _string(row, dataset.output_field)
-        further = str(row.get(dataset.input_field) or "") if dataset.input_field else ""
+        further = _string(row, dataset.input_field) if dataset.input_field else ""
         system = _system_prompt(dataset, row, train)
         if renderer is None:
             return _formatted(dataset, train, tokenizer, system, instruction, further, output)
@@ -145,8 +163,10 @@ def _conversation_rows(dataset: ConversationDataset, train: TrainConfig, rendere
     names = dataset.message_property_mappings
 
     def render(row: Row) -> Rendered:
-        raw = row[dataset.messages_field]
-        if not isinstance(raw, list) or not raw or not all(isinstance(message, Mapping) for message in raw):
+        raw = _listed(row[dataset.messages_field])
+        if raw is None or raw == []:
+            return NOTHING
+        if not isinstance(raw, list) or not all(isinstance(message, Mapping) for message in raw):
             raise InvalidInputError(f"`{dataset.messages_field}` is not a list of messages")
         messages = [_message(message, names) for message in raw]
         system = (row.get(dataset.system_field) if dataset.system_field else None) or train.system
@@ -168,7 +188,31 @@ def _message(message: Mapping[str, Any], names: Mapping[str, str]) -> Message:
     found = {name: message[given] for name, given in names.items() if message.get(given) is not None}
     others = {name: value for name, value in message.items() if name not in names.values() and value is not None}
     role = str(found.get("role"))
-    return {**_filled(others), **found, "role": ROLES.get(role, role), "content": found.get("content", "")}
+    return {**_filled(others), **found, "role": ROLES.get(role, role), "content": _content(found.get("content", ""))}
+
+
+def _listed(value: Any) -> Any:
+    """What a column holds, also where a table of plain text has it as JSON."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        return value
+
+
+def _content(value: Any) -> str:
+    """A message's text; of a list of parts, as chat services have it, the texts one after the other."""
+    if isinstance(value, list):
+        return "".join(_part(part) for part in value)
+    return _text(value, "a message's content")
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+        return str(part["text"])
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise InvalidInputError(f"a message's content has a part of type {kind}; only text can be learnt")
 
 
 def _filled(value: Any) -> Any:
@@ -191,7 +235,15 @@ def _tools(row: Row, dataset: ConversationDataset) -> list[Any] | None:
 
 
 def _string(row: Row, column: str) -> str:
+    """The text in a column; that of an empty field is empty."""
     value = row[column]
-    if not isinstance(value, str):
-        raise InvalidInputError(f"column `{column}` holds {type(value).__name__}, not text")
-    return value
+    return "" if value is None else _text(value, f"column `{column}`")
+
+
+def _text(value: Any, what: str) -> str:
+    """A text, or a number as it is written."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise InvalidInputError(f"{what} holds {type(value).__name__}, not text")

@@ -26,7 +26,7 @@ from trainer_svc.worker.modeling import config_error
 
 Warn = Callable[[str], None]
 
-FORMAT = 1
+FORMAT = 2
 """Raised with every change of what rows become, so that nothing of before is taken from the cache."""
 
 TRAINING, HELD_OUT = "training", "held_out"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,10 @@ class Rows:
         return len(self._table)
 
     def __iter__(self) -> Iterator[Row]:
-        return iter(self._table)
+        try:
+            yield from self._table
+        except UnicodeDecodeError as error:
+            raise self.error("path", f"has text that is not UTF-8 ({error}): convert it, with iconv say") from error
 
     def require(self, field: str, column: str | None) -> None:
         """Raises ConfigError naming the key `field` unless `column`, its value, is a column."""
@@ -90,10 +95,13 @@ def find(dataset: Dataset, key: str) -> Source:
         table = _load(dataset, key, dataset.path, name=dataset.subset, split=dataset.split)
         return Source(dataset, key, ["hub", table._fingerprint], lambda: _rows(table, dataset, key))
     path = Path(local(dataset.path, f"{key}.path")).expanduser()
-    if not path.exists():
-        raise dataset_error(key, "path", f"there is no file or folder {path}")
-    files, load = _local(path, dataset, key)
-    return Source(dataset, key, [_stamp(file) for file in files], lambda: _rows(load(), dataset, key))
+    try:
+        if not path.exists():
+            raise dataset_error(key, "path", f"there is no file or folder {path}")
+        files, load = _local(path, dataset, key)
+        return Source(dataset, key, [_stamp(file) for file in files], lambda: _rows(load(), dataset, key))
+    except OSError as error:
+        raise dataset_error(key, "path", f"{error.filename or path} cannot be read: {error.strerror}") from error
 
 
 def _stamp(file: Path) -> list[Any]:
@@ -124,7 +132,7 @@ def _local(path: Path, dataset: Dataset, key: str) -> tuple[list[Path], Callable
     else:
         files = _files_of_split(_subfolder(path, dataset, key), dataset.split, key)
     reader, options = _reader(files, path, key)
-    names = {_base(dataset.split): [str(file) for file in files if file.stat().st_size]}
+    names = {_base(dataset.split): [escape(str(file)) for file in files if file.stat().st_size]}
     return files, lambda: _load(dataset, key, reader, data_files=names, split=dataset.split, **options)
 
 
@@ -144,7 +152,12 @@ def _subfolder(path: Path, dataset: Dataset, key: str) -> Path:
 
 
 def _all_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+    """Its files, in it and below; those that systems and editors hide (`._x`, `.ipynb_checkpoints`) are none."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts) and file.is_file()
+    )
 
 
 def _has_card(path: Path) -> bool:
@@ -169,7 +182,22 @@ def _reader(files: Sequence[Path], path: Path, key: str) -> tuple[str, dict[str,
         raise dataset_error(key, "path", f"{path} mixes kinds of files ({', '.join(sorted(endings))}); use one kind")
     if not any(file.stat().st_size for file in files):
         raise dataset_error(key, "path", f"{path} is empty")
-    return str(readers.pop()), {"sep": "\t"} if endings == {".tsv"} else {}
+    reader = str(readers.pop())
+    first = next(file for file in files if file.stat().st_size)
+    return reader, _text_columns(first, "\t" if endings == {".tsv"} else ",") if reader == "csv" else {}
+
+
+def _text_columns(file: Path, separator: str) -> dict[str, Any]:
+    """Options by which all that CSV files have is text: nothing is taken for a number, a date or a missing value."""
+    options: dict[str, Any] = {"sep": separator, "keep_default_na": False}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            columns = next(csv.reader(lines, delimiter=separator), [])
+    except (ValueError, csv.Error):  # the reader will say what is wrong with the file
+        return options
+    if not all(columns) or len(set(columns)) < len(columns):  # it makes names of its own for such columns
+        return options
+    return {**options, "features": datasets.Features({name: datasets.Value("string") for name in columns})}
 
 
 def _files_of_split(folder: Path, split: str, key: str) -> list[Path]:
@@ -217,11 +245,21 @@ def _load(dataset: Dataset, key: str, loaded: str, **options: Any) -> Any:
             f"there is no file or folder {dataset.path}, and it could not be had from the hub: {_cause(error)}",
         ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        files = (Path(file) for named in options.get("data_files", {}).values() for file in named)
+        files = [Path(_unescaped(file)) for named in options.get("data_files", {}).values() for file in named]
         cause = first_broken_line(files) or _cause(error)
+        if "corresponds to no data" in cause:
+            field = "split" if "[" in dataset.split else "path"
+            raise dataset_error(key, field, f"{dataset.path} has no rows in {dataset.split}") from error
+        if "cast" in cause and len(files) > 1:
+            cause = f"its files differ in columns or in their types ({cause})"
         is_split = "split" in cause.lower() or "instruction format" in cause
         field = "split" if is_split else "subset" if "onfig" in cause else "path"
         raise dataset_error(key, field, f"{dataset.path} could not be read: {cause}") from error
+
+
+def _unescaped(pattern: str) -> str:
+    """The name that `glob.escape` made the pattern of."""
+    return re.sub(r"\[([*?[])\]", r"\1", pattern)
 
 
 def _split(loaded: Any, dataset: Dataset, key: str) -> Any:
