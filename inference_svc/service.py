@@ -102,6 +102,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                             token_ids=piece.token_ids,
                             finish_reason=piece.finish_reason,
                             policy_version=piece.policy_version,
+                            prompt_tokens=len(prompt) if piece.finish_reason else 0,
                         )
         metrics.PROMPT_TOKENS.inc(len(prompt))
 

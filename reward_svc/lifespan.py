@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from reward_svc.environments.registry import built_in
+from reward_svc.environments.verifiers_environments import installed_packages
 from reward_svc.settings import BuiltInSettings
 from surogate.reward.lifespan import serving
 from surogate.reward.registry import installed
@@ -18,7 +19,7 @@ async def lifespan(server: RpcServer, settings: BuiltInSettings) -> AsyncIterato
     registry = built_in(
         processes=settings.processes,
         allow_unsafe_code=settings.allow_unsafe_code,
-        plugins=installed() if settings.plugins else (),
+        plugins=(*installed(), *installed_packages()) if settings.plugins else (),
     )
     async with serving(server, settings, registry):
         yield

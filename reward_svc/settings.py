@@ -17,4 +17,5 @@ class BuiltInSettings(RewardSettings):
     """Let `code` run programs with limits alone where there is no sandbox: only in a container locked down for it."""
 
     plugins: bool = True
-    """Also offer the environments that installed packages bring (entry points `surogate.environments`)."""
+    """Also offer the environments that installed packages bring: entry points `surogate.environments`, and packages
+    built on `verifiers`."""

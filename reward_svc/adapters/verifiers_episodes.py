@@ -12,16 +12,21 @@ from types import SimpleNamespace
 from typing import Any
 
 from reward_svc.adapters.rubrics import watch
-from surogate.errors import FailedPreconditionError, InternalError
-from surogate.reward.arguments import bad_argument
+from surogate.errors import FailedPreconditionError, InternalError, InvalidInputError, Violation
 from surogate.structs import from_struct
 from surogate.v1 import common_pb2, reward_pb2
 
 _MODEL = "policy"  # what environments are told that the model is called
 
 
-def load(environment_id: str, args: Mapping[str, Any]) -> Any:
-    """An environment by its id.
+def refused(key: str, why: str) -> InvalidInputError:
+    """The error about an environment that the key `env[].<key>` names."""
+    violation = Violation(f"env[].{key}", why)
+    return InvalidInputError(str(violation), violations=[violation])
+
+
+def load(environment_id: str, args: Mapping[str, Any], key: str) -> Any:
+    """An environment by its id, which stands at `env[].<key>`.
 
     Raises:
         FailedPreconditionError: The package is not installed.
@@ -38,12 +43,12 @@ def load(environment_id: str, args: Mapping[str, Any]) -> Any:
     try:
         environment = vf.load_environment(environment_id, **args)
     except Exception as error:  # somebody else's code
-        raise bad_argument("id", f"{environment_id} cannot be loaded: {error}") from error
+        raise refused(key, f"{environment_id} cannot be loaded: {error}") from error
     if not isinstance(environment, vf.MultiTurnEnv):
         kind = type(environment).__name__
-        raise bad_argument("id", f"{environment_id} is a {kind}, neither a SingleTurnEnv nor a MultiTurnEnv")
+        raise refused(key, f"{environment_id} is a {kind}, neither a SingleTurnEnv nor a MultiTurnEnv")
     if environment.tool_defs:
-        raise bad_argument("id", f"{environment_id} has the model call native tools, which is not supported")
+        raise refused(key, f"{environment_id} has the model call native tools, which is not supported")
     watch(environment.rubric)
     return environment
 

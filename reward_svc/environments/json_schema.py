@@ -25,6 +25,8 @@ class JsonSchemaArgs(DatasetArgs):
     """Column with the example's own schema (an object or its text), which comes before `schema`."""
     parsed_reward: float = Field(0.0, ge=0, le=1)
     """Reward for JSON that the schema does not accept."""
+    timeout: float = Field(1.0, gt=0, le=60)
+    """Seconds that a check may take. What takes longer is an error of that rollout, not a reward."""
 
     model_config = DatasetArgs.model_config | {"populate_by_name": True}
 
@@ -46,7 +48,7 @@ class JsonSchema(DatasetEnvironment[JsonSchemaArgs]):
                 value = read_value(rollout.completion)
             except ValueError as error:
                 return _score(0.0, f"not JSON: {error}")
-            wrong = first_error(validator, value)
+            wrong = first_error(validator, value, args.timeout)
         except ValueError as error:
             raise InvalidInputError(f"json-schema: the schema {error}") from error
         return _score(1.0 if wrong is None else args.parsed_reward, wrong or "", parsed=1.0, valid=float(wrong is None))

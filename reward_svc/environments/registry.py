@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 
 from reward_svc.environments.arithmetic import Arithmetic
 from reward_svc.environments.code import Code
@@ -18,11 +18,13 @@ from reward_svc.environments.regex_match import RegexMatch
 from reward_svc.environments.reverse_text import ReverseText
 from reward_svc.environments.shaping import Format, Length
 from reward_svc.environments.verifiers_environments import Verifiers
-from surogate.reward.registry import Registry
+from surogate.reward.registry import Plugin, Registry
+
+_VERIFIERS = "; environments of the verifiers package need pip install 'surogate[verifiers]' where the service runs"
 
 
 def built_in(
-    *, processes: int | None = None, allow_unsafe_code: bool = False, plugins: Iterable[EntryPoint] = ()
+    *, processes: int | None = None, allow_unsafe_code: bool = False, plugins: Iterable[Plugin] = ()
 ) -> Registry:
     """New instances of all built-in environments, and those of packages.
 
@@ -46,5 +48,5 @@ def built_in(
         Verifiers(),
         mixture,
     )
-    mixture.registry = Registry(environments, plugins=plugins)
+    mixture.registry = Registry(environments, plugins=plugins, hint="" if find_spec("verifiers") else _VERIFIERS)
     return mixture.registry

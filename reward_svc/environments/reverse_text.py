@@ -19,6 +19,7 @@ from surogate.v1 import reward_pb2
 
 MAX_TEXT = 10_000
 MAX_COMPLETION = 100_000
+"""Characters of a completion that are compared; further ones count as wrong."""
 
 
 class ReverseTextArgs(EnvironmentArgs):
@@ -86,10 +87,11 @@ class ReverseText(Environment[ReverseTextArgs]):
         if not example.answer:
             raise InvalidInputError("reverse-text needs example.answer: the reversed text")
         completion = rollout.completion.strip()
-        if len(completion) > MAX_COMPLETION or len(example.answer) > MAX_COMPLETION:
-            raise InvalidInputError(f"reverse-text scores texts of up to {MAX_COMPLETION} characters")
+        if len(example.answer) > MAX_TEXT:
+            raise InvalidInputError(f"reverse-text scores texts of up to {MAX_TEXT} characters")
         exact = float(completion == example.answer)
-        return reward_pb2.Score(reward=lcs_ratio(completion, example.answer), components={"exact": exact})
+        ratio = lcs_ratio(completion, example.answer, MAX_COMPLETION)
+        return reward_pb2.Score(reward=ratio, components={"exact": exact})
 
 
 def _generated(args: ReverseTextArgs, split: Split, seed: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`verifiers`: environments that are built on the package of that name, loaded by id where they are installed.
+"""Environments that are built on the `verifiers` package, where they are installed: by their own id, or `verifiers`.
 
 The package keeps an episode in an object that cannot travel. It stays here, under a key that travels in the episode's
 state, for a bounded time: a service that was restarted in between answers with an error, and the rollout is left out.
@@ -7,19 +7,21 @@ state, for a bounded time: a service that was restarted in between answers with 
 from __future__ import annotations
 
 import json
+import re
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import Distribution, distributions
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import Field
 
 from reward_svc.adapters.kept import Kept
 from reward_svc.adapters.rubrics import scored
-from reward_svc.adapters.verifiers_episodes import begin, end, load, respond
+from reward_svc.adapters.verifiers_episodes import begin, end, load, refused, respond
 from surogate.errors import InternalError, SurogateError
-from surogate.reward.arguments import bad_argument
 from surogate.reward.base import Environment, EnvironmentArgs, Split
 from surogate.reward.episode import Episode
 from surogate.reward.splits import rng_for, split_rows
@@ -66,7 +68,9 @@ class Verifiers(Environment[VerifiersArgs]):
     max_reward = None
     deterministic = False
 
-    def __init__(self) -> None:
+    def __init__(self, key: str = "args.id") -> None:
+        """`key`: where in `env[]` the environment is named."""
+        self._key = key
         self._lock = threading.Lock()
         self._loaded: dict[str, Any] = {}
         self._episodes: Kept[_Running] = Kept()
@@ -77,7 +81,7 @@ class Verifiers(Environment[VerifiersArgs]):
         rows = self._rows(environment, args, split)
         rng_for(f"{self.id}/{args.id}", split, seed).shuffle(rows)
         limit = args.num_examples if split is Split.TRAIN else args.eval_examples
-        return (_example(args, row) for row in rows[:limit])
+        return (self._example(args, row) for row in rows[:limit])
 
     async def turn(
         self, args: VerifiersArgs, example: reward_pb2.Example, episode: Episode
@@ -122,29 +126,100 @@ class Verifiers(Environment[VerifiersArgs]):
             chosen = held_out if split is Split.EVAL else train
             return [dict(row) for row in chosen or ()]
         if train is None:
-            raise bad_argument("id", f"{args.id} has no dataset")
+            raise refused(self._key, f"{args.id} has no dataset")
         return split_rows([dict(row) for row in train], lambda row: str(row["prompt"]), split, args.eval_examples)
 
     def _environment(self, args: VerifiersArgs) -> Any:
         key = args.model_dump_json(include={"id", "args"})
         with self._lock:
             if key not in self._loaded:
-                self._loaded[key] = load(args.id, args.args)
+                self._loaded[key] = load(args.id, args.args, self._key)
         return self._loaded[key]
 
+    def _example(self, args: VerifiersArgs, row: Mapping[str, Any]) -> reward_pb2.Example:
+        """A row of the dataset; its columns other than prompt and answer become `fields`."""
+        prompt = row["prompt"]
+        if not isinstance(prompt, list) or not all(isinstance(item.get("content"), str) for item in prompt):
+            raise refused(self._key, f"{args.id} has prompts that are not messages of text")
+        messages = [common_pb2.ChatMessage(role=item["role"], content=item["content"]) for item in prompt]
+        fields = {name: value for name, value in row.items() if name not in ("prompt", "answer")}
+        plain = json.loads(json.dumps(fields, default=str))  # dates and the like have no form of their own in JSON
+        answer = row.get("answer")
+        return reward_pb2.Example(
+            id=str(row["example_id"]),
+            prompt=messages,
+            answer="" if answer is None else str(answer),
+            fields=to_struct(plain),
+        )
 
-def _example(args: VerifiersArgs, row: Mapping[str, Any]) -> reward_pb2.Example:
-    """A row of the dataset; its columns other than prompt and answer become `fields`."""
-    prompt = row["prompt"]
-    if not isinstance(prompt, list) or not all(isinstance(item.get("content"), str) for item in prompt):
-        raise bad_argument("id", f"{args.id} has prompts that are not messages of text")
-    messages = [common_pb2.ChatMessage(role=item["role"], content=item["content"]) for item in prompt]
-    fields = {name: value for name, value in row.items() if name not in ("prompt", "answer")}
-    plain = json.loads(json.dumps(fields, default=str))  # dates and the like have no form of their own in JSON
-    answer = row.get("answer")
-    return reward_pb2.Example(
-        id=str(row["example_id"]),
-        prompt=messages,
-        answer="" if answer is None else str(answer),
-        fields=to_struct(plain),
-    )
+
+class InstalledArgs(EnvironmentArgs):
+    """Arguments of an environment by its own id: those of its `load_environment`, beside how many prompts to take."""
+
+    model_config = EnvironmentArgs.model_config | {"extra": "allow"}
+
+
+class Installed(Environment[InstalledArgs]):
+    """An environment of an installed package, by the name of the package: `verifiers` with `args.id` set to it."""
+
+    args_model = InstalledArgs
+    min_reward = None
+    max_reward = None
+    deterministic = False
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.description = f"The environment {name} of the `verifiers` package. Reward: its rubric's."
+        self._verifiers = Verifiers("id")
+
+    def examples(self, args: InstalledArgs, split: Split, seed: int) -> Iterator[reward_pb2.Example]:
+        """As `Verifiers`."""
+        return self._verifiers.examples(self._named(args), split, seed)
+
+    async def turn(
+        self, args: InstalledArgs, example: reward_pb2.Example, episode: Episode
+    ) -> list[common_pb2.ChatMessage] | None:
+        """As `Verifiers`."""
+        return await self._verifiers.turn(self._named(args), example, episode)
+
+    async def score_group(
+        self, args: InstalledArgs, example: reward_pb2.Example, rollouts: Sequence[reward_pb2.Rollout]
+    ) -> list[reward_pb2.Score | SurogateError]:
+        """As `Verifiers`."""
+        return await self._verifiers.score_group(self._named(args), example, rollouts)
+
+    def _named(self, args: InstalledArgs) -> VerifiersArgs:
+        ours = args.model_dump(include={"num_examples", "eval_examples"}, exclude_unset=True)
+        its_own = dict(args.model_extra or {})
+        if args.system_prompt is not None:  # many environments have an argument of this name
+            its_own["system_prompt"] = args.system_prompt
+        return VerifiersArgs(id=self.id, args=its_own, **ours)
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed package whose module has an environment, as `Registry` takes those that packages bring."""
+
+    name: str
+
+    @property
+    def value(self) -> str:
+        """What it comes from, for people."""
+        return f"package {self.name}"
+
+    def load(self) -> Installed:
+        """The environment; its module is imported when it is used."""
+        return Installed(self.name)
+
+
+def installed_packages() -> list[Package]:
+    """Packages that are built on `verifiers`: they depend on it, and have a module of their name. None is imported."""
+    return [Package(name) for name in sorted(set(filter(None, map(_package, distributions()))))]
+
+
+def _package(distribution: Distribution) -> str | None:
+    name = re.sub(r"[-_.]+", "-", distribution.name or "").lower()
+    needs = [re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0].lower() for line in distribution.requires or ()]
+    if "verifiers" not in needs or name == "surogate":  # its extra names the package too
+        return None
+    return name if find_spec(name.replace("-", "_")) else None

@@ -124,13 +124,14 @@ class Endpoint:
         request = inference_pb2.StreamGenerateRequest(sampling=sampling_params({**self.sampling, **self.extra_body}))
         for message in messages:
             request.conversation.messages.add(role=message["role"], content=message["content"])
-        pieces, tokens = [], 0
+        pieces, given, made = [], 0, 0
         try:
             async with open_channel(address, ClientSecurity(tls=tls, token=self.key)) as channel:
                 stub = inference_pb2_grpc.InferenceServiceStub(channel)
                 async for piece in stub.StreamGenerate(request, timeout=self.timeout):
                     pieces.append(piece.text)
-                    tokens += len(piece.token_ids)
+                    given += piece.prompt_tokens
+                    made += len(piece.token_ids)
         except BusyError as error:
             raise _AgainError(f"{address}: {error}", error.retry_after) from error
         except UnavailableError as error:
@@ -139,7 +140,7 @@ class Endpoint:
             raise JudgeError(f"{address} did not answer within {self.timeout:g} s") from error
         except SurogateError as error:
             raise JudgeError(f"{address}: {error}") from error
-        return Reply("".join(pieces), output_tokens=tokens)
+        return Reply("".join(pieces), given, made)
 
 
 def sampling_params(values: Mapping[str, Any]) -> common_pb2.SamplingParams:

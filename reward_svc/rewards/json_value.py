@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextvars import ContextVar
 from itertools import accumulate
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jsonschema
 import referencing
@@ -14,10 +16,18 @@ import referencing.exceptions
 from jsonschema import validators
 
 from reward_svc.rewards.patterns import find
+from surogate.errors import DeadlineError
 
 _FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*?)```", re.DOTALL)
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+# Up to its end, or that of the text: where strings that do not end were looked for again from each quotation mark, they
+# would cost their length squared.
+_STRING = re.compile(r'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
 MAX_DEPTH = 100
+
+Keyword = Callable[[Any, Any, Any, Any], Iterator[jsonschema.ValidationError] | None]
+
+_ends: ContextVar[tuple[float, float]] = ContextVar("ends")
+"""When the check must have ended (monotonic), and the seconds that it had."""
 
 # Without a way to retrieve them, references to other documents are errors: no schema makes this service fetch a page.
 _NOTHING_REMOTE: referencing.Registry[Any] = referencing.Registry()
@@ -45,14 +55,19 @@ def validator_of(schema: Any) -> Any:
         base.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise ValueError(f"is no JSON Schema: {error.message}") from error
-    bounded = extend(base, {"pattern": _pattern, "patternProperties": _pattern_properties})
+    own = {"pattern": _pattern, "patternProperties": _pattern_properties, "uniqueItems": _unique_items}
+    bounded = extend(base, {name: _timed(keyword) for name, keyword in {**base.VALIDATORS, **own}.items()})
     return bounded(schema, registry=_NOTHING_REMOTE)
 
 
-def first_error(validator: Any, value: Any) -> str | None:
-    """What is wrong with a value, or None. Raises ValueError for a schema that refers to what is not there."""
+def first_error(validator: Any, value: Any, seconds: float = 1.0) -> str | None:
+    """What is wrong with a value, or None. Raises ValueError for a schema that refers to what is not there, and
+    DeadlineError after `seconds`: schemas that refer to themselves may take 2ⁿ steps for n levels of a value."""
+    _ends.set((time.monotonic() + seconds, seconds))
     try:
         error = next(validator.iter_errors(value), None)
+    except OverflowError:
+        return "a number is too large"
     except referencing.exceptions.Unresolvable as missing:
         raise ValueError(f"refers to {missing.ref!r}, which is not in the schema") from missing
     except RecursionError:
@@ -65,12 +80,28 @@ def _depth(text: str) -> int:
     return max(accumulate(steps), default=0)
 
 
+def _timed(keyword: Keyword) -> Keyword:
+    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+        _seconds_left()
+        yield from keyword(validator, value, instance, schema) or ()
+
+    return check
+
+
+def _seconds_left() -> float:
+    end, seconds = _ends.get()
+    left = end - time.monotonic()
+    if left <= 0:
+        raise DeadlineError(f"checking the value against the schema took longer than {seconds:g} s")
+    return left
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
-    if validator.is_type(instance, "string") and find(pattern, instance) is None:
+    if validator.is_type(instance, "string") and find(pattern, instance, timeout=_seconds_left()) is None:
         yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
@@ -81,5 +112,23 @@ def _pattern_properties(
         return
     for pattern, subschema in properties.items():
         for name, value in instance.items():
-            if find(pattern, name) is not None:
+            if find(pattern, name, timeout=_seconds_left()) is not None:
                 yield from validator.descend(value, subschema, path=name, schema_path=pattern)
+
+
+def _unique_items(validator: Any, unique: bool, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    # The package compares objects each with each.
+    if unique and validator.is_type(instance, "array") and len(set(map(_key, instance))) < len(instance):
+        yield jsonschema.ValidationError("it has items that are equal")
+
+
+def _key(value: Any) -> Hashable:
+    """Equal for values that JSON Schema holds equal: 1 and 1.0, but not 1 and true."""
+    match value:
+        case bool():
+            return (bool, value)
+        case list():
+            return tuple(map(_key, value))
+        case dict():
+            return frozenset((name, _key(item)) for name, item in value.items())
+    return cast("Hashable", value)

@@ -9,6 +9,8 @@ def lcs_length(a: str, b: str) -> int:
     Bit-parallel (Hyyrö 2004) on Python's integers: O(len(a)·len(b)/64) word operations. Bit i of `rows` is 0 where
     the i-th character of `a` ends a longer subsequence than the character before it.
     """
+    if len(a) > len(b):
+        a, b = b, a  # the shorter one is in the numbers
     positions: dict[str, int] = {}
     for index, character in enumerate(a):
         positions[character] = positions.get(character, 0) | (1 << index)
@@ -20,7 +22,10 @@ def lcs_length(a: str, b: str) -> int:
     return len(a) - rows.bit_count()
 
 
-def lcs_ratio(a: str, b: str) -> float:
-    """2·LCS / (len(a) + len(b)), from 0 (nothing in common) to 1 (equal). Two empty strings are equal."""
+def lcs_ratio(a: str, b: str, most: int | None = None) -> float:
+    """2·LCS / (len(a) + len(b)), from 0 (nothing in common) to 1 (equal). Two empty strings are equal.
+
+    Of `a` no more than `most` characters are looked at; further ones count as wrong.
+    """
     total = len(a) + len(b)
-    return 2.0 * lcs_length(a, b) / total if total else 1.0
+    return 2.0 * lcs_length(a[:most], b) / total if total else 1.0

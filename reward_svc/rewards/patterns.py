@@ -23,7 +23,7 @@ def compiled(pattern: str, flags: tuple[str, ...] = ()) -> Any:
         bits |= FLAGS[flag]
     try:
         return regex.compile(pattern, bits)
-    except regex.error as error:
+    except (regex.error, RecursionError) as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
 
 

@@ -12,21 +12,26 @@ import resource
 import struct
 import sys
 
+# fmt: off
 _DENIED = {  # calls that a program has no use for, each a door to more of the kernel than it needs
     "x86_64": (
         0xC000003E,
         56,
-        (29, 41, 68, 101, 155, 165, 166, 175, 246, 248, 249, 250, 272, 298, 308, 310, 311, 319, 321, 323, 425, 447),
+        (29, 41, 64, 68, 101, 103, 155, 165, 166, 175, 246, 248, 249, 250, 272, 298, 308, 310, 311, 319, 321, 323, 425,
+         438, 447),
     ),
     "aarch64": (
         0xC00000B7,
         220,
-        (194, 198, 186, 117, 41, 40, 39, 105, 104, 217, 218, 219, 97, 241, 268, 270, 271, 279, 280, 282, 425, 447),
+        (194, 198, 190, 186, 117, 116, 41, 40, 39, 105, 104, 217, 218, 219, 97, 241, 268, 270, 271, 279, 280, 282, 425,
+         438, 447),
     ),
 }
-# shmget, socket, msgget, ptrace, pivot_root, mount, umount2, init_module, kexec_load, add_key, request_key, keyctl,
-# unshare, perf_event_open, setns, process_vm_readv, process_vm_writev, memfd_create, bpf, userfaultfd, io_uring_setup,
-# memfd_secret. Memory that no process maps (shmget, msgget, memfd_create) would be in no account.
+# fmt: on
+# shmget, socket, semget, msgget, ptrace, syslog, pivot_root, mount, umount2, init_module, kexec_load, add_key,
+# request_key, keyctl, unshare, perf_event_open, setns, process_vm_readv, process_vm_writev, memfd_create, bpf,
+# userfaultfd, io_uring_setup, pidfd_getfd, memfd_secret. Memory that no process maps (shmget, semget, msgget,
+# memfd_create) would be in no account.
 _CLONE3 = 435
 _NEW_USER_NAMESPACE = 0x10000000
 

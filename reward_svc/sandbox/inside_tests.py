@@ -33,6 +33,8 @@ class Link:
 
     def __init__(self, channel):
         self._channel = channel
+        self.moves = 0
+        """Requests after which an object may have another length."""
 
     def start(self):
         return self._receive()
@@ -50,8 +52,12 @@ class Link:
         answer = self._receive()
         if not isinstance(answer, dict):
             raise SolutionError("no answer")
+        self.moves += what == "call" or rest[:1] not in (("len",), ("list",))
         if "e" in answer:
-            raise _exception(*answer["e"])
+            raised = _exception(*answer["e"])
+            if isinstance(raised, StopIteration) and rest[:1] != ("next",):
+                raise SolutionError("StopIteration")  # it would end the test's own map, and with it the test
+            raise raised
         return answer
 
     def name(self, name):
@@ -82,18 +88,30 @@ class Link:
             raise GoneError from error
 
 
+_DIFFERENCES = ("sub", "truediv", "floordiv", "mod")
+_SHOWN = ("str", "repr", "list", "getitem", "next")
+_PREDICATES = frozenset(
+    ["startswith", "endswith", *(name for kind in (str, set, float) for name in dir(kind) if name.startswith("is"))]
+)
+
+
 class Remote:
-    """Stands for an object of the solution."""
+    """Stands for an object of the solution.
+
+    The solution must not be asked how far its object is from what is expected: it would say that they are the same. So
+    a difference from plain data is no plain data, and what is computed with it is none either.
+    """
 
     def __init__(self, link, handle):
-        self.__dict__["_link"] = link
-        self.__dict__["_handle"] = handle
+        self.__dict__.update(_link=link, _handle=handle, _difference=False, _predicate=False, _size=None)
 
     def __call__(self, *args, **kwargs):
         return self._call(args, kwargs, in_place=False)
 
     def _call(self, args, kwargs, *, in_place):
         link = self._link
+        if self._predicate and not (args and _remotes(args)):
+            self.__refuse()
         encoded = [link.encoded(item) for item in args], {name: link.encoded(item) for name, item in kwargs.items()}
         answer = link.answer("call", self._handle, *encoded)
         if in_place:
@@ -103,13 +121,21 @@ class Remote:
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._link.ask("attr", self._handle, name)
+        value = self._link.ask("attr", self._handle, name)
+        if isinstance(value, Remote):
+            value.__dict__.update(_predicate=name in _PREDICATES)
+        return value
 
     def __setattr__(self, name, value):
         self._op("setattr", name, value)
 
     def _op(self, name, *args):
-        return self._link.ask("op", self._handle, name, [self._link.encoded(item) for item in args])
+        value = self._link.ask("op", self._handle, name, [self._link.encoded(item) for item in args])
+        if (self._difference and name not in _SHOWN) or (name in _DIFFERENCES and not _remotes(args)):
+            if not isinstance(value, Remote):
+                self.__refuse()
+            value.__dict__.update(_difference=True)
+        return value
 
     def _must(self, kind, name):
         value = self._op(name)
@@ -117,8 +143,17 @@ class Remote:
             raise NotPlainError(f"{name}() gave no plain {kind.__name__}")
         return value
 
+    def _sized(self, count):
+        """Remembers how long it is. Raises NotPlainError if it was of another length before, and nothing was done."""
+        before = self._size
+        if before is not None and before[0] == self._link.moves and before[1] != count:
+            raise NotPlainError("its length is not the number of its items")
+        self.__dict__.update(_size=(self._link.moves, count))
+
     def __len__(self):
-        return self._must(int, "len")
+        value = self._must(int, "len")
+        self._sized(value)
+        return value
 
     def __str__(self):
         return self._must(str, "str")
@@ -127,7 +162,10 @@ class Remote:
         return self._must(str, "repr")
 
     def __iter__(self):
-        return iter(self._must(list, "list"))
+        items = self._must(list, "list")
+        if self._size is not None:
+            self._sized(len(items))
+        return iter(items)
 
     def __next__(self):
         return self._op("next")
@@ -137,6 +175,10 @@ class Remote:
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __contains__ = __refuse
     __hash__ = object.__hash__
+
+
+def _remotes(values):
+    return all(isinstance(value, Remote) for value in values)
 
 
 def _operation(name):

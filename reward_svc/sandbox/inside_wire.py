@@ -4,6 +4,8 @@ Only data crosses. An object that is more than data stays where it is and crosse
 solution, a lying `__eq__` for example, ever runs where the verdict is made.
 """
 
+import collections
+import datetime
 import decimal
 import fractions
 import json
@@ -29,6 +31,14 @@ def encode(value, keep):
         return {"D": str(value)}
     if type(value) is fractions.Fraction:
         return {"F": [hex(value.numerator), hex(value.denominator)]}
+    if type(value) is range:
+        return {"r": [hex(item) for item in (value.start, value.stop, value.step)]}
+    if type(value) is datetime.timedelta:
+        return {"T": [value.days, value.seconds, value.microseconds]}
+    if type(value) in _DATES:
+        return {"t+": [type(value).__name__, value.isoformat()]}
+    if isinstance(value, tuple) and type(getattr(value, "_fields", None)) is tuple:
+        return {"n": [list(value._fields), [encode(item, keep) for item in tuple.__iter__(value)]]}
     if isinstance(value, dict):
         return {"d": [[encode(key, keep), encode(item, keep)] for key, item in dict.items(value)]}
     for name, kind in (("l", list), ("t", tuple), ("s", set), ("z", frozenset)):
@@ -48,10 +58,16 @@ def decode(data, remote):
         return {decode(key, remote): decode(item, remote) for key, item in value}
     if name == "h":
         return remote(value)
+    if name == "n":  # a named tuple is a tuple with names, whatever else its class has
+        return collections.namedtuple("Result", value[0])(*(decode(item, remote) for item in value[1]))
     return _CONTAINERS[name](decode(item, remote) for item in value)
 
 
+_DATES = (datetime.datetime, datetime.date, datetime.time)
 _SIMPLE = {
+    "r": lambda value: range(*(int(item, 16) for item in value)),
+    "T": lambda value: datetime.timedelta(*value),
+    "t+": lambda value: {kind.__name__: kind for kind in _DATES}[value[0]].fromisoformat(value[1]),
     "i": lambda value: int(value, 16),
     "f": float.fromhex,
     "c": lambda value: complex(*map(float.fromhex, value)),

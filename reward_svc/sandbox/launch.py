@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from reward_svc.sandbox.memory import exceeds
+from reward_svc.sandbox.memory import exceeds, files_in
 from surogate.errors import FailedPreconditionError
 from surogate.process import hide_from_peers
 from surogate.telemetry.log import get_logger
@@ -27,6 +27,9 @@ from surogate.telemetry.log import get_logger
 MIB = 1 << 20
 TEMPORARY_BYTES = 64 * MIB
 """Size of /tmp in the sandbox, the only place that can be written to."""
+
+MAX_FILES = 10_000
+"""Files that a program may have there at once."""
 
 _STOP_SECONDS = 5.0
 _WATCH_SECONDS = 0.05
@@ -77,6 +80,7 @@ class Limits:
             "RLIMIT_CORE": 0,
             "RLIMIT_MEMLOCK": 0,
             "RLIMIT_MSGQUEUE": 0,
+            "RLIMIT_SIGPENDING": 1024,
         }
 
 
@@ -153,7 +157,7 @@ class Sandbox:
         finally:
             os.close(payload_fd)
             os.close(stdin_fd)
-        return Program(process, limits.memory)
+        return Program(process, limits.memory, own_files=bool(self._prefix))
 
     def _command(
         self, role: Role, payload: Mapping[str, Any], limits: Limits, channel: int | None
@@ -171,14 +175,16 @@ class Sandbox:
 
 
 class Program:
-    """A program that runs. It is killed when all of its processes together hold more memory than they may."""
+    """A program that runs. It is killed when all of its processes together hold more memory or files than they may."""
 
-    def __init__(self, process: asyncio.subprocess.Process, memory: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, memory: int, *, own_files: bool) -> None:
+        """`own_files`: whether it has a /tmp of its own, whose files are counted."""
         self._process = process
         self._memory = memory
+        self._own_files = own_files
         self._watch = asyncio.create_task(self._watched())
         self.too_large = False
-        """Whether it was killed for its memory."""
+        """Whether it was killed for its memory or its files."""
 
     @property
     def stdout(self) -> asyncio.StreamReader:
@@ -203,7 +209,8 @@ class Program:
 
     async def _watched(self) -> None:
         while self._process.returncode is None:
-            if exceeds(self._process.pid, self._memory):
+            pid = self._process.pid
+            if exceeds(pid, self._memory) or (self._own_files and _files(pid) > MAX_FILES):
                 self.too_large = True
                 self._kill()
                 return
@@ -213,6 +220,10 @@ class Program:
         if self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _files(pid: int) -> int:
+    return files_in(pid, "/tmp", TEMPORARY_BYTES)  # noqa: S108
 
 
 def _file(content: bytes) -> int:

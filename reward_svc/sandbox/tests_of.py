@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reward_svc.sandbox.launch import MIB, Limits, Program, Role, Sandbox
+from reward_svc.sandbox.launch import MAX_FILES, MIB, Limits, Program, Role, Sandbox
 from surogate.errors import InternalError, InvalidInputError
 
 START_SECONDS = 20.0
@@ -55,7 +55,7 @@ async def prints(sandbox: Sandbox, program: str, stdin: str, expected: str, limi
 
 
 def _too_large(limits: Limits) -> str:
-    return f"held more than {limits.memory // MIB} MiB, all of its processes together"
+    return f"held more than {limits.memory // MIB} MiB, all of its processes together, or {MAX_FILES} files"
 
 
 def _lines(text: str) -> list[str]:

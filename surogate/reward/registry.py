@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import threading
 from collections.abc import Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from surogate.errors import FailedPreconditionError, NotFoundError
 from surogate.reward.base import AnyEnvironment, Environment
@@ -19,19 +20,39 @@ GROUP = "surogate.environments"
 _log = get_logger("reward")
 
 
+class Plugin(Protocol):
+    """An environment that a package brings; an `EntryPoint` is one."""
+
+    @property
+    def name(self) -> str:
+        """The environment's id."""
+
+    @property
+    def value(self) -> str:
+        """What it comes from, for people."""
+
+    def load(self) -> Any:
+        """Imports it."""
+
+
 class Registry:
     """Environments by id. Those of packages are imported when they are first asked for."""
 
-    def __init__(self, environments: Iterable[AnyEnvironment], *, plugins: Iterable[EntryPoint] = ()) -> None:
-        """Raises TypeError for an environment without id or scoring, ValueError for an id that is there twice."""
+    def __init__(
+        self, environments: Iterable[AnyEnvironment], *, plugins: Iterable[Plugin] = (), hint: str = ""
+    ) -> None:
+        """`hint` ends the message about an id that is not there.
+
+        Raises TypeError for an environment without id or scoring, ValueError for an id that is there twice."""
         self._by_id: dict[str, AnyEnvironment] = {}
         for environment in environments:
             check(environment)
             if environment.id in self._by_id:
                 raise ValueError(f"two environments have the id {environment.id!r}")
             self._by_id[environment.id] = environment
+        self._hint = hint
         self._lock = threading.Lock()
-        self._plugins: dict[str, EntryPoint] = {}
+        self._plugins: dict[str, Plugin] = {}
         for plugin in plugins:
             if plugin.name in self._by_id or plugin.name in self._plugins:
                 _log.warning("an environment of a package is hidden by another", id=plugin.name, package=plugin.value)
@@ -55,7 +76,10 @@ class Registry:
             return found
         plugin = self._plugins.get(environment_id)
         if plugin is None:
-            raise NotFoundError(f"no environment {environment_id!r}; this service has {', '.join(self.ids)}")
+            close = difflib.get_close_matches(environment_id, self.ids, n=1)
+            meant = f" (did you mean {close[0]!r}?)" if close else ""
+            known = ", ".join(self.ids)
+            raise NotFoundError(f"no environment {environment_id!r}{meant}; this service has {known}{self._hint}")
         with self._lock:
             if environment_id not in self._by_id:
                 loaded = _load(plugin)
@@ -100,7 +124,7 @@ def check(environment: object) -> None:
         raise TypeError(f"{name} has neither score nor score_group")
 
 
-def _load(plugin: EntryPoint) -> AnyEnvironment:
+def _load(plugin: Plugin) -> AnyEnvironment:
     try:
         found = plugin.load()
         environment: Any = found() if inspect.isclass(found) else found
@@ -113,7 +137,7 @@ def _load(plugin: EntryPoint) -> AnyEnvironment:
         ) from error
     if environment.id != plugin.name:
         raise FailedPreconditionError(
-            f"the entry point {plugin.name!r} gives an environment with the id {environment.id!r}: make them equal",
+            f"{plugin.name!r} ({plugin.value}) gives an environment with the id {environment.id!r}: make them equal",
             reason="ENVIRONMENT_BROKEN",
         )
     return cast("AnyEnvironment", environment)

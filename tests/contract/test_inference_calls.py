@@ -151,6 +151,7 @@ async def test_text_and_conversations_stream(tmp_path: Path) -> None:
             pieces = [piece async for piece in stub.StreamGenerate(request)]
             assert "".join(piece.text for piece in pieces) == "ab"
             assert pieces[-1].finish_reason == common_pb2.FINISH_REASON_LENGTH
+            assert pieces[-1].prompt_tokens > 0 and not any(piece.prompt_tokens for piece in pieces[:-1])
         with pytest.raises(errors.InvalidInputError, match="one of conversation, text and tokens"):
             async for _ in stub.StreamGenerate(inference_pb2.StreamGenerateRequest()):
                 pass

@@ -73,6 +73,24 @@ async def test_input_and_output_with_partial_credit(stub: Any) -> None:
         ),
         (STACK, {"tests": ["try:\n    Stack().pop()\n    raise ValueError\nexcept IndexError:\n    pass"]}, 1.0),
         (
+            "import datetime\nfrom collections import namedtuple\nP = namedtuple('P', 'x y')\n"
+            "def day(n): return datetime.date(2020, 1, n)\ndef p(): return P(1, [2])\ndef upto(n): return range(n)",
+            {
+                "tests": [
+                    "import datetime\nassert day(3) - day(1) == datetime.timedelta(2)",
+                    "assert p() == (1, [2]) and p().x == 1",
+                    "assert upto(3) == range(3)",
+                ]
+            },
+            1.0,
+        ),
+        (
+            "class V:\n    def __init__(self, x): self.x = x\n    def __sub__(self, o): return V(self.x - o.x)\n"
+            "    def __truediv__(self, n): return V(self.x / n)\n    def __str__(self): return f'<{self.x}>'",
+            {"tests": ["v = (V(4) - V(1)) / 2\nassert v.x == 1.5 and str(v) == '<1.5>'"]},
+            1.0,
+        ),
+        (
             "def squares(n):\n    yield from (i * i for i in range(n))",
             {"tests": ["assert list(squares(3)) == [0, 1, 4]"]},
             1.0,

@@ -103,6 +103,61 @@ PRINTING = {
     "print a result line": "print('1 passed'); print('{\"ok\": true}')",
     "crash the interpreter": "import ctypes\nctypes.string_at(0)",
     "dump core": "import os\nos.abort()",
+    "trace a process of its own": (
+        "import ctypes, os, time\npid = os.fork()\nif not pid: time.sleep(9)\n"
+        "if ctypes.CDLL(None).ptrace(16, pid, 0, 0) == 0: " + DID
+    ),
+    "take a descriptor of the parent": (
+        "import ctypes, os\nl = ctypes.CDLL(None)\nif l.syscall(438, l.syscall(434, os.getppid(), 0), 0, 0) >= 0: "
+        + DID
+    ),
+    "make an io_uring": "import ctypes\nif ctypes.CDLL(None).syscall(425, 8, bytes(120)) >= 0: " + DID,
+    "handle its own page faults": "import ctypes\nif ctypes.CDLL(None).syscall(323, 1) >= 0: " + DID,
+    "mount in the new way": "import ctypes\nif ctypes.CDLL(None).syscall(430, b'tmpfs', 0) >= 0: " + DID,
+    "open a file by its handle": "import ctypes\nif ctypes.CDLL(None).syscall(304, -100, bytes(64), 0) >= 0: " + DID,
+    "join the namespaces of process 1": (
+        "import ctypes, os\n" + attempt("assert ctypes.CDLL(None).setns(os.open('/proc/1/ns/mnt', 0), 0) == 0")
+    ),
+    "read the kernel's log": (
+        "import ctypes\nif ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(4096), 4096) >= 0: " + DID
+    ),
+    "read the kernel's memory": attempt("open('/proc/kcore', 'rb').read(1)"),
+    "reach an abstract socket through a pair": (
+        "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        + attempt("a.connect('\\0{abstract}')\na.send(b'x')")
+    ),
+    "signal its process group": (
+        "import os, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.kill(0, signal.SIGTERM)\n"
+        "print('still here')"
+    ),
+    "run before others": "import os\n" + attempt("os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"),
+    "hold memory in semaphores": "import ctypes\nif ctypes.CDLL(None).semget(0, 32000, 0o600) >= 0: " + DID,
+    "hold memory in empty files": (
+        "import os, time\nfor i in range(11000): os.close(os.open(f'/tmp/{i}', os.O_CREAT))\ntime.sleep(3)\n" + DID
+    ),
+    "hold memory in pipes": (
+        "import fcntl, os\nheld = []\ntry:\n    while True:\n        held.append(os.pipe())\n"
+        "        fcntl.fcntl(held[-1][1], 1031, 1 << 20)\nexcept OSError: pass\nif len(held) > 64: " + DID
+    ),
+    "flood inotify": (
+        "import ctypes\nl = ctypes.CDLL(None)\nn = 0\nwhile n < 1000 and l.inotify_init() >= 0: n += 1\n"
+        "if n > 64: " + DID
+    ),
+    "print what is no UTF-8": "import os\nos.write(1, b'\\xffDONE')",
+    "print zeros": "import os\nos.write(1, b'DONE\\0')",
+    "print a line without end": "import os\nos.write(1, b'DONE')\nwhile True: os.write(1, b' ' * 65536)",
+    "look for the answer in its objects": (
+        "import gc, sys\nfor o in gc.get_objects():\n    if isinstance(o, dict) and ('out' + 'put') in o: print(o['out' + 'put'])\n"
+        "f = sys._getframe()\nwhile f:\n    for k, v in {**f.f_globals, **f.f_locals}.items():\n"
+        "        if k in ('exp' + 'ected', 'te' + 'sts'): print(v)\n    f = f.f_back"
+    ),
+    "look for the answer in its files": (
+        "import glob, os, sys\nword = b'DO' + b'NE'\nfor p in glob.glob('/proc/*/cmdline') + glob.glob('/proc/*/environ') + glob.glob('/tmp/**'):\n"
+        "    try:\n        if word in open(p, 'rb').read(): print(word.decode())\n    except OSError: pass\n"
+        "for fd in range(64):\n    try:\n        os.lseek(fd, 0, 0)\n    except OSError: pass\n"
+        "    try:\n        if fd not in (1, 2) and word in os.read(fd, 1 << 20): print(word.decode())\n    except OSError: pass"
+    ),
+    "answer as it ends": "import atexit, os\natexit.register(lambda: os.write(1, b'{\"ok\": true}\\n'))",
     "say it right and then fail": DID + "\nraise SystemExit(3)",
 }
 
@@ -149,6 +204,25 @@ ASSERTING = {
     ),
     "read the caller's frame": "import sys\ndef f(x):\n    frame = sys._getframe(1)\n    return frame.f_locals.get('expected')",
     "hang": "def f(x):\n    while True: pass",
+    "be no distance from what is expected": "class L:\n    def __sub__(self, o): return 0\n    __truediv__ = lambda self, o: 1\ndef f(x): return L()",
+    "be a distance that is small": (
+        "class L:\n    def __sub__(self, o): return self\n    def __pow__(self, o): return 0\n    def __mul__(self, o): return 0\n"
+        "    def __len__(self): return 0\ndef f(x): return L()"
+    ),
+    "say yes to every question": "class L:\n    def __getattr__(self, name): return lambda *a: True\ndef f(x): return L()",
+    "end the test's own iteration": "def f(x): raise StopIteration",
+    "have a length and no items": "class L:\n    def __len__(self): return 1\n    def __iter__(self): return iter(())\ndef f(x): return L()",
+    "trace whatever is called next": (
+        "import sys\ndef tracer(frame, event, arg):\n    for k in list(frame.f_locals):\n        if k == 'answer': frame.f_locals[k] = {'v': True}\n"
+        "    return tracer\nsys.settrace(tracer)\ndef f(x): return 0"
+    ),
+    "patch what answers": (
+        "import __main__, json\nfor n in dir(__main__):\n    v = getattr(__main__, n)\n    if callable(v) and n in ('encode', '_text'):\n"
+        "        setattr(__main__, n, lambda *a: True)\njson.dumps = lambda *a, **k: '{\"v\": true}'\ndef f(x): return 0"
+    ),
+    "write a verdict as it ends": f"import atexit, os\natexit.register(lambda: os.write(1, b'{VERDICT}'))\ndef f(x): raise SystemExit",
+    "claim to be a class that it is not": "class int(int):\n    __class__ = int\n    def __eq__(self, o): return True\ndef f(x): return int(0)",
+    "hash like what is expected": "class L:\n    def __hash__(self): return hash(4)\n    def __eq__(self, o): return True\ndef f(x): return {L(): 4}",
     "an exception that is a BaseException": "class E(BaseException): pass\ndef f(x): raise E()",
     "an exception whose text hangs": "class E(Exception):\n    def __str__(self): raise E()\ndef f(x): raise E()",
 }
@@ -157,7 +231,24 @@ TESTS = [
     "import math\nassert math.isclose(f(3), 4)",
     "assert f(3) in (4,)",
     "assert sum([f(3), 1]) == 5",
+    "assert abs(f(3) - 4) < 1e-6",
+    "assert f(3) / 4 == 1",
+    "assert (f(3) - 4) ** 2 < 1e-6",
+    "assert all(map(lambda case: f(case[0]) == case[1], [(3, 4)]))",
+    "for got in map(f, [3]):\n    assert got == 4",
 ]
+POSING = (
+    "an object equal to everything",
+    "be a distance that is small",
+    "say yes to every question",
+    "have a length and no items",
+)
+OTHERS = {  # attacks on tests that expect something other than a number
+    "def f(x): return '4'": "assert f(3).startswith('4')",
+    "def f(x): return {4}": "assert f(3).issubset({4})",
+    "def f(x): return [4]": "r = f(3)\nassert len(r) == 1 and all(a == b for a, b in zip(r, [4]))",
+    "def f(x): return frozenset({4})": "assert len(f(3) - {4}) == 0",
+}
 ARGS = {"timeout": 1, "memory_mb": 128}
 
 
@@ -166,8 +257,17 @@ async def test_programs_that_attack_earn_nothing_and_others_are_scored(tmp_path:
     secret = tmp_path / "secret"
     secret.write_text("SECRET")
     tests = [{"input": "", "output": "DONE"}]
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        known = {"{secret}": str(secret), "{pid}": str(os.getpid()), "{port}": str(listening.getsockname()[1])}
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as abstract,
+    ):
+        abstract.bind(f"\0surogate-{os.getpid()}")
+        known = {
+            "{secret}": str(secret),
+            "{pid}": str(os.getpid()),
+            "{port}": str(listening.getsockname()[1]),
+            "{abstract}": f"surogate-{os.getpid()}",
+        }
         programs = [_filled(program, known) for program in PRINTING.values()]
         async with reward_stub(Code(3), item_timeout=120) as stub:
             attacks = asyncio.ensure_future(
@@ -192,8 +292,16 @@ async def test_solutions_that_attack_their_tests_earn_nothing() -> None:
         assert outcomes(await stub.ScoreRollouts(honest)) == [1.0]
 
 
+async def test_objects_that_pose_as_plain_data_earn_nothing() -> None:
+    posing = [ASSERTING[name] for name in POSING]
+    async with reward_stub(Code(3), item_timeout=200) as stub:
+        for honest, test in OTHERS.items():
+            request = group("code", honest, *posing, args=ARGS | {"timeout": 20}, fields={"tests": [test]})
+            assert outcomes(await stub.ScoreRollouts(request, timeout=280)) == [1.0, *[0.0] * len(posing)], test
+
+
 def test_there_are_enough_attacks() -> None:
-    assert len(PRINTING) + len(ASSERTING) >= 40
+    assert len(PRINTING) + len(ASSERTING) >= 100
 
 
 def _filled(program: str, known: dict[str, str]) -> str:

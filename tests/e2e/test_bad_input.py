@@ -85,7 +85,10 @@ def test_files_of_a_grpo_job_that_disagree_start_nothing(shell: Shell, part: str
 @pytest.mark.parametrize(
     ("env", "said"),
     [
-        ({"id": "reverse-txt"}, "orch.env.0.id: no environment 'reverse-txt'; this service has reverse-text"),
+        (
+            {"id": "reverse-txt"},
+            "orch.env.0.id: no environment 'reverse-txt' (did you mean 'reverse-text'?); this service has",
+        ),
         ({"id": "exact-match", "args": {"dataset": "empty.jsonl"}}, "orch.env.0.args.dataset: "),
         ({"id": "exact-match", "args": {"dataset": "text.jsonl"}}, "orch.env.0.args.prompt_field: row 1 has no column"),
     ],

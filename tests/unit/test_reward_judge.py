@@ -213,7 +213,7 @@ class Speaker(inference_pb2_grpc.InferenceServiceServicer):
         text = scores(0.25, 0.75)
         yield inference_pb2.StreamGenerateResponse(text=text[:20], token_ids=[1, 2, 3])
         yield inference_pb2.StreamGenerateResponse(
-            text=text[20:], token_ids=[4], finish_reason=common_pb2.FINISH_REASON_STOP
+            text=text[20:], token_ids=[4], finish_reason=common_pb2.FINISH_REASON_STOP, prompt_tokens=10
         )
 
 
@@ -224,7 +224,8 @@ async def test_an_inference_service_of_ours_judges_too() -> None:
         given = args(f"grpc://{server.address}", relative=True, sampling={"max_tokens": 500, "temperature": 0})
         response = await judged("x", "y", given=given)
         assert outcomes(response) == [0.25, 0.75]
-        assert response.results[0].score.components["output_tokens"] == 2
+        parts = response.results[0].score.components
+        assert (parts["input_tokens"], parts["output_tokens"]) == (5, 2)
         (request,) = speaker.requests
         assert [message.role for message in request.conversation.messages] == ["system", "user"]
         assert (request.sampling.max_tokens, request.sampling.temperature) == (500, 0)

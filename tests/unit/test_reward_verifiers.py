@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from reward_svc.adapters.kept import Kept
-from reward_svc.environments.verifiers_environments import Verifiers
-from surogate.errors import FailedPreconditionError, InternalError, InvalidInputError
+from reward_svc.environments.registry import built_in
+from reward_svc.environments.verifiers_environments import Verifiers, installed_packages
+from surogate.errors import FailedPreconditionError, InternalError, InvalidInputError, NotFoundError
 from surogate.reward.base import Split
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.structs import from_struct, to_struct
@@ -229,6 +230,55 @@ def test_what_cannot_be_loaded_is_refused_by_name() -> None:
         examples({"id": "not-there"})
     with pytest.raises(InvalidInputError, match="unexpected keyword argument"):
         examples({"id": "vf-single", "args": {"wrong": 1}})
+
+
+@pytest.fixture
+def packages(modules: None, tmp_path: Path) -> None:
+    """Two of the modules above as installed packages of their names, and a package that only has the dependency."""
+    for name in ("vf_single", "vf-game", "not-here"):
+        folder = tmp_path / f"{name.replace('-', '_')}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nRequires-Dist: verifiers>=0.2\n")
+
+
+@pytest.mark.usefixtures("packages")
+def test_packages_built_on_verifiers_are_environments_by_their_names() -> None:
+    names = [package.name for package in installed_packages()]
+    assert {"vf-single", "vf-game"} <= set(names)
+    assert not {"not-here", "surogate", "vf-compared"} & set(names)
+    registry = built_in(plugins=installed_packages())
+    assert registry.get("vf-game").multi_turn
+    with pytest.raises(NotFoundError, match=r"no environment 'vf-gane' \(did you mean 'vf-game'\?\)"):
+        registry.get("vf-gane")
+
+
+@pytest.mark.skipif(not MISSING, reason="verifiers is installed")
+@pytest.mark.usefixtures("packages")
+def test_without_the_package_an_id_that_is_not_there_says_what_to_install() -> None:
+    registry = built_in(plugins=installed_packages())
+    with pytest.raises(NotFoundError, match=r"pip install 'surogate\[verifiers\]'"):
+        registry.get("wordle")
+    environment = registry.get("vf-single")
+    with pytest.raises(FailedPreconditionError, match=r"pip install 'surogate\[verifiers\]'"):
+        environment.examples(environment.parse({}), Split.TRAIN, 0)
+
+
+@needs_verifiers
+@pytest.mark.usefixtures("packages")
+async def test_an_environment_by_its_own_id_takes_its_own_arguments() -> None:
+    environment = built_in(plugins=installed_packages()).get("vf-single")
+    args = {"count": 40, "num_examples": 30}
+    given = list(environment.examples(environment.parse(args), Split.TRAIN, 0))
+    assert given == examples({"id": "vf-single", "args": {"count": 40}, "num_examples": 30})
+    with pytest.raises(InvalidInputError, match=r"env\[\]\.id: vf-single cannot be loaded.*unexpected keyword"):
+        list(environment.examples(environment.parse({"wrong": 1}), Split.TRAIN, 0))
+    async with (
+        reward_server(environment) as address,
+        open_channel(address, ClientSecurity()) as channel,
+    ):
+        request = group("vf-single", f"it is {given[0].answer}", "?", args=args)
+        request.example.CopyFrom(given[0])
+        assert outcomes(await reward_pb2_grpc.RewardServiceStub(channel).ScoreRollouts(request)) == [0.5, 0.0]
 
 
 def turn_of(request: reward_pb2.ScoreRolloutsRequest, text: str) -> reward_pb2.TakeTurnRequest:
