@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator_svc.launchers.base import HEALTH_SERVICE, READY_TIMEOUT, Component, Job, Worker, WorkerFailedError
-from surogate.errors import DeadlineError, SurogateError, UnavailableError
-from surogate.rpc.channel import ClientSecurity, open_channel
+from orchestrator_svc.launchers.base import HEALTH_SERVICE, READY_TIMEOUT, Component, Job, WorkerFailedError
+from orchestrator_svc.launchers.connected import ConnectedWorker
+from surogate.errors import DeadlineError, SurogateError
+from surogate.rpc.channel import ClientSecurity
 from surogate.rpc.health import wait_serving
 from surogate.telemetry.log import get_logger
 
@@ -77,43 +78,20 @@ class RestartBudget:
             _log.warning("earlier restarts are not known", worker=self._worker, error=str(error))
 
 
-class RestartedWorker(Worker):
+class RestartedWorker(ConnectedWorker):
     """A worker whose keeper says `_came_up`, `_went_down` and, when it will not come back, `_gave_up`."""
 
     def __init__(self, component: Component, index: int, security: ClientSecurity) -> None:
-        super().__init__(component, index)
-        self._security = security
-        self._address = ""
-        self._channel: grpc.aio.Channel | None = None
+        super().__init__(component, index, security)
         self._retired: list[grpc.aio.Channel] = []
-        self._generation = 0
         self._restarts = 0
         self._was_ready = False
         self._failure: SurogateError | None = None
         self._changed = asyncio.Event()
 
     @property
-    def address(self) -> str:
-        return self._address
-
-    @property
-    def security(self) -> ClientSecurity:
-        return self._security
-
-    @property
-    def generation(self) -> int:
-        return self._generation
-
-    @property
     def restarts(self) -> int:
         return self._restarts
-
-    async def channel(self) -> grpc.aio.Channel:
-        if not self._address:
-            raise UnavailableError(f"{self.name} is not up", reason="WORKER_DOWN")
-        if self._channel is None:
-            self._channel = open_channel(self._address, self._security)
-        return self._channel
 
     async def ready(self, timeout: float = READY_TIMEOUT) -> int:
         try:

@@ -21,6 +21,7 @@ from orchestrator_svc.launchers.base import (
     WorkerPool,
     WorkerSpec,
 )
+from orchestrator_svc.launchers.connected import ConnectedWorker
 from surogate.errors import DeadlineError, FailedPreconditionError, SurogateError
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.rpc.health import wait_serving
@@ -107,40 +108,19 @@ class StaticPool(WorkerPool):
         return addresses
 
 
-class StaticWorker(Worker):
+class StaticWorker(ConnectedWorker):
     """A service that somebody else runs. That it was away is seen by health checks; it counts as a new incarnation."""
 
     def __init__(
         self, component: Component, index: int, address: str, security: ClientSecurity, worker_wait: float
     ) -> None:
-        super().__init__(component, index)
-        self._address = address
-        self._security = security
+        super().__init__(component, index, security, address=address, generation=1)
         self._worker_wait = worker_wait
-        self._channel: grpc.aio.Channel | None = None
-        self._generation = 1
         self._follower: asyncio.Task[None] | None = None
-
-    @property
-    def address(self) -> str:
-        return self._address
-
-    @property
-    def security(self) -> ClientSecurity:
-        return self._security
-
-    @property
-    def generation(self) -> int:
-        return self._generation
 
     @property
     def restarts(self) -> int:
         return self._generation - 1
-
-    async def channel(self) -> grpc.aio.Channel:
-        if self._channel is None:
-            self._channel = open_channel(self._address, self._security)
-        return self._channel
 
     async def ready(self, timeout: float = READY_TIMEOUT) -> int:
         channel = await self.channel()
