@@ -110,6 +110,10 @@ test-slow: setup ## The tests that take longer
 .PHONY: test-all
 test-all: test test-slow ## Everything that needs no GPU
 
+.PHONY: test-models
+test-models: setup ## Every architecture of docs/training-modes.md: SFT, exports, and pushes into vLLM
+	SUROGATE_TEST_MODELS=all pytest tests/unit/test_worker_models.py tests/e2e/test_grpo_models.py
+
 .PHONY: test-cluster
 test-cluster: setup ## What the launcher makes, against a real API server: KUBECONFIG=FILE make test-cluster
 	pytest tests/contract/test_kubernetes_objects.py -rs

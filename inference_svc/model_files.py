@@ -16,6 +16,8 @@ from surogate.urls import is_url
 
 _HEADER_LIMIT = 100 << 20
 OUTPUT_HEAD = "lm_head.weight"
+_EXPERTS = ".experts."
+_NOT_ADAPTED = {"embed_tokens", "lm_head", "gate", "router", "shared_expert_gate"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,21 @@ class ModelFiles:
     def tied(self) -> bool:
         """Whether the output head is the embedding, so that a checkpoint may leave it out."""
         return bool(self.text_config.get("tie_word_embeddings", self.config.get("tie_word_embeddings", False)))
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it is a mixture of experts."""
+        return any(_EXPERTS in name for name in self.tensors)
+
+    @property
+    def linear_names(self) -> list[str]:
+        """Last parts of the names of linear layers that may have adapters: no experts, routers or embeddings."""
+        layers = {
+            name.removesuffix(".weight").rpartition(".")[2]
+            for name, info in self.tensors.items()
+            if name.endswith(".weight") and len(info.shape) == 2 and _EXPERTS not in name
+        }
+        return sorted(layers - _NOT_ADAPTED)
 
     @property
     def text_config(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import logging
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 WEIGHT_BACKEND = "surogate-image"
 """Name under which our weight transfer engine is registered with vLLM."""
@@ -37,12 +39,31 @@ def register() -> None:
         # vLLM chooses this class by platform and has no setting for it.
         wrapper = "inference_svc.vllm_backend.dense_lora.DenseLoraWrapper"
         type(current_platform).get_punica_wrapper = classmethod(lambda _cls: wrapper)
+        _let_experts_be()
     log_format, level = os.environ[ENGINE_LOG].split()
     if multiprocessing.parent_process() is not None:
         die_with_parent()
         _configure_logs(log_format, level)
     # vLLM warns at every start of what is as it should be here; that is for those who debug.
     logging.getLogger("vllm").setLevel(logging.DEBUG if level == "debug" else logging.ERROR)
+
+
+def _let_experts_be() -> None:
+    """Lets mixtures of experts compute on CPUs beside adapters.
+
+    Where any layer may have an adapter vLLM takes a kernel for the experts that knows adapters, which needs a GPU. No
+    adapter of ours is on experts, so they get the kernel that they have without.
+    """
+    from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method as experts
+
+    choose = experts.select_unquantized_moe_backend
+
+    def choose_without_adapters(moe_config: Any) -> Any:
+        plain = copy.copy(moe_config)
+        plain.is_lora_enabled = False
+        return choose(moe_config=plain)
+
+    experts.select_unquantized_moe_backend = choose_without_adapters
 
 
 def die_with_parent() -> None:

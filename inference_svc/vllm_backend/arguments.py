@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from inference_svc.model_files import ModelFiles
 from inference_svc.options import EngineOptions
@@ -43,22 +45,26 @@ def engine_arguments(options: EngineOptions, files: ModelFiles | None) -> AsyncE
         "hf_overrides": _rope_override(options.rope_scaling),
         "use_tqdm_on_load": False,
     }
-    arguments |= _lora_arguments(options) if options.enable_lora else {}
+    arguments |= _lora_arguments(options, files) if options.enable_lora else {}
     arguments |= _cpu_arguments(options, files) if current_platform.is_cpu() else {}
     return AsyncEngineArgs(**{key: value for key, value in arguments.items() if value is not None})
 
 
-def _lora_arguments(options: EngineOptions) -> dict[str, Any]:
+def _lora_arguments(options: EngineOptions, files: ModelFiles | None) -> dict[str, Any]:
     rank = next((rank for rank in _LORA_RANKS if rank >= options.lora_rank_limit), None)
     if rank is None:
         raise ConfigError.of(
             [Violation("max_lora_rank", f"vLLM takes adapters of rank {_LORA_RANKS[-1]} at most; lower it")]
         )
     # A replica serves one adapter, the policy: further slots would only be memory.
-    return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 1}
+    arguments = {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1, "max_cpu_loras": 1}
+    # Of a mixture's experts vLLM would hold adapters, too, which the trainer never pushes.
+    return arguments | ({"lora_target_modules": files.linear_names} if files and files.has_experts else {})
 
 
 def _cpu_arguments(options: EngineOptions, files: ModelFiles | None) -> dict[str, Any]:
+    if files is not None:
+        _check_heads(files)
     seqs = options.max_num_seqs or _CPU_MAX_NUM_SEQS
     arguments: dict[str, Any] = {
         "enforce_eager": True,
@@ -73,15 +79,28 @@ def _cpu_arguments(options: EngineOptions, files: ModelFiles | None) -> dict[str
     return arguments
 
 
+def _check_heads(files: ModelFiles) -> None:
+    """Raises ConfigError for attention that vLLM has no CPU kernel for: it would find out with the first request."""
+    sizes, found = CPUAttentionBackend.get_supported_head_sizes(), _head_dim(files.text_config)
+    if found and "kv_lora_rank" not in files.text_config and found not in sizes:
+        known = ", ".join(map(str, sizes))
+        why = f"its attention heads have {found} dimensions, and vLLM computes {known} on CPUs; serve it on a GPU"
+        raise ConfigError.of([Violation("model", why)])
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    """Dimensions of an attention head; 0 if the configuration does not tell."""
+    return int(config.get("head_dim") or config.get("hidden_size", 0) // int(config.get("num_attention_heads") or 1))
+
+
 def _cpu_kv_bytes(options: EngineOptions, files: ModelFiles | None, seqs: int) -> int:
     """Memory for the keys and values of `seqs` full sequences, within limits; at least two full sequences."""
     room = min(_CPU_KV_LIMIT, int(get_memory_node_info(get_visible_memory_node()[0]).available_memory) // 4)
     if files is None:
         return room
     config = files.text_config
-    heads = int(config.get("num_attention_heads", 1))
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head_dim = int(config.get("head_dim") or config.get("hidden_size", 0) // heads)
+    kv_heads = int(config.get("num_key_value_heads") or config.get("num_attention_heads", 1))
+    head_dim = _head_dim(config)
     size = 4 if options.dtype == "float32" or _checkpoint_size(files) == 4 else 2
     per_token = 2 * int(config.get("num_hidden_layers", 0)) * kv_heads * max(head_dim, 32) * size
     if per_token == 0:

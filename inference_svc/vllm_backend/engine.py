@@ -19,6 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from inference_svc.engine_api import EngineDiedError, EngineFacts, Group, Piece, Scores
 from inference_svc.vllm_backend import requests
+from inference_svc.vllm_backend.fused_adapter import Parts, split_fused
 from inference_svc.vllm_backend.zero_adapter import zero_adapter
 from surogate.errors import InternalError, InvalidInputError, UnavailableError, UnimplementedError
 from surogate.v1 import common_pb2
@@ -42,6 +43,7 @@ class VllmEngine:
         # the push goes on with the pushed adapter, and is told apart by the versions that vLLM stamps on its tokens.
         self._adapter = LoRARequest("policy", _ADAPTER_ID, "policy") if adapted else None
         self._ids = itertools.count()
+        self._fused: Parts = {}
         self._scores_at_temperature = False
         self._broken: str | None = None
 
@@ -49,6 +51,7 @@ class VllmEngine:
         """What remains after the model is loaded: the version that it has, the adapter that adds nothing, scoring."""
         await self._llm.update_weight_version("0")
         await self._load_zero_adapter()
+        self._fused = (await self._llm.collective_rpc("fused_layers"))[0]
         await self._llm.collective_rpc("install_generators")
         self._scores_at_temperature = all(await self._llm.collective_rpc("install_scoring"))
 
@@ -112,6 +115,7 @@ class VllmEngine:
         async def load() -> None:
             await self._llm.add_lora(LoRARequest("policy", _ADAPTER_ID, str(directory), load_inplace=True))
 
+        await asyncio.to_thread(split_fused, directory, self._fused)
         return await self._swap(load, version)
 
     async def swap_weights(self, images: Sequence[Path], version: int) -> float:

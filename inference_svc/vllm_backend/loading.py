@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -18,7 +19,11 @@ from inference_svc.vllm_backend.arguments import engine_arguments
 from inference_svc.vllm_backend.engine import VllmEngine
 from surogate.errors import ConfigError, SurogateError, Violation
 
-_ADAPTED_LAYER = ".o_proj.weight"
+_ADAPTED_LAYERS = (".o_proj.weight", ".dense.weight", ".out_proj.weight", ".down_proj.weight")
+"""Ends of the names of a layer that every adapter may have: one of them is in nearly every architecture."""
+
+_NO_ADAPTERS = re.compile(r"\w+ does not support LoRA|Model .* is not supported for LoRA")
+"""What vLLM says of an architecture that it has no adapters for."""
 
 
 async def load_engine(options: EngineOptions) -> tuple[VllmEngine, ModelFiles]:
@@ -49,7 +54,7 @@ async def load_engine(options: EngineOptions) -> tuple[VllmEngine, ModelFiles]:
 
     threading.Thread(target=run, name="engine-parent", daemon=True).start()
     llm, files = await loaded
-    engine = VllmEngine(llm, _facts(llm, options), _adapted_module(files) if options.enable_lora else None)
+    engine = VllmEngine(llm, _facts(llm, options), adapted_module(files) if options.enable_lora else None)
     await engine.prepare()
     return engine, files
 
@@ -64,6 +69,8 @@ def _load(options: EngineOptions) -> tuple[AsyncLLM, ModelFiles]:
     except SurogateError:
         raise
     except Exception as error:
+        if found := _NO_ADAPTERS.search(str(error)):
+            raise _no_adapters(f"vLLM takes no adapters for it ({found.group()})") from error
         raise ConfigError.of([Violation("model", f"vLLM cannot serve {options.model}: {_summary(error)}")]) from error
     return llm, files or read_model(_snapshot(options.model))
 
@@ -94,10 +101,15 @@ def _facts(llm: AsyncLLM, options: EngineOptions) -> EngineFacts:
     )
 
 
-def _adapted_module(files: ModelFiles) -> tuple[str, int, int]:
+def adapted_module(files: ModelFiles) -> tuple[str, int, int]:
     """A linear layer that every adapter may have: its name, outputs and inputs."""
-    for name, info in sorted(files.tensors.items()):
-        if name.endswith(_ADAPTED_LAYER) and len(info.shape) == 2:
-            return name.removesuffix(".weight"), info.shape[0], info.shape[1]
-    why = "it has no attention output projection (o_proj) for adapters; set enable_lora: false"
-    raise ConfigError.of([Violation("enable_lora", why)])
+    for end in _ADAPTED_LAYERS:
+        for name, info in sorted(files.tensors.items()):
+            if name.endswith(end) and len(info.shape) == 2:
+                return name.removesuffix(".weight"), info.shape[0], info.shape[1]
+    raise _no_adapters(f"none of its layers is one that adapters are known for (*{', *'.join(_ADAPTED_LAYERS)})")
+
+
+def _no_adapters(why: str) -> ConfigError:
+    what = f"{why}; train all weights: lora: false in train.yaml, enable_lora: false in infer.yaml"
+    return ConfigError.of([Violation("enable_lora", what)])

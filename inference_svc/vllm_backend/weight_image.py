@@ -13,8 +13,15 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import _layerwise_process, get_layerwise_info
+from vllm.model_executor.model_loader.reload.meta import materialize_layer
+from vllm.platforms import current_platform
+
+_COPIED = {"GptOssForCausalLM": ("RoutedExperts", "OAIAttention")}
+"""Models of vLLM that copy weights of some of their layers by themselves, past the loaders of the weights."""
 
 
 @dataclass
@@ -43,13 +50,20 @@ class ImageWeightTransferEngine(WeightTransferEngine[ImageInit, ImageUpdate]):  
 
     def start_weight_update(self) -> None:
         """Makes every layer expect new weights."""
+        if current_platform.is_cpu():
+            _forget_packed_experts(self.model)
         initialize_layerwise_reload(self.model)
+        for layer in _copied_layers(self.model):
+            materialize_layer(layer, get_layerwise_info(layer))
 
     def receive_weights(self, update_info: ImageUpdate) -> None:
         """Loads the files. A failure leaves the model unusable until a later update loads it whole."""
         try:
             with ExitStack() as stack:
                 self.model.load_weights(_tensors(update_info.paths, stack))
+            for layer in _copied_layers(self.model):
+                _layerwise_process(layer, get_layerwise_info(layer))
+            _check_loaded(self.model)
         except BaseException:
             finalize_layerwise_reload(self.model, self.model_config)
             raise
@@ -61,6 +75,46 @@ class ImageWeightTransferEngine(WeightTransferEngine[ImageInit, ImageUpdate]):  
 
     def shutdown(self) -> None:
         """Nothing to release."""
+
+
+def _copied_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Layers that the layerwise reload does not hear of: they get memory beforehand, and are processed at the end."""
+    names = set(_COPIED.get(type(model).__name__, ()))
+    return [layer for layer in model.modules() if names & {kind.__name__ for kind in type(layer).__mro__}]
+
+
+def _check_loaded(model: torch.nn.Module) -> None:
+    """Raises ValueError where weights of a layer did not arrive: vLLM would go on with its old ones."""
+    own = {name: _used_weights(layer) for name, layer in model.named_modules()}
+    waiting = {name for name, layer in model.named_modules() if _waits(layer)}
+    loaded = {id(weight) for name, weights in own.items() if name not in waiting for weight in weights}
+    missed = [name for name in own if name in waiting and any(id(weight) not in loaded for weight in own[name])]
+    if missed:
+        kind = type(model).__name__
+        raise ValueError(f"vLLM's {kind} takes no new weights for {', '.join(missed[:4])}; train with lora: true")
+
+
+def _waits(layer: torch.nn.Module) -> bool:
+    """Whether no new weight of a layer has come yet."""
+    info = get_layerwise_info(layer)
+    return info.can_load() and not info.load_numel
+
+
+def _used_weights(layer: torch.nn.Module) -> list[torch.Tensor]:
+    """The weights that a layer itself computes with, before and after the update; what is tied has the same ones."""
+    before = get_layerwise_info(layer).kernel_tensors
+    return list(before[0].values() if before is not None else layer.parameters(recurse=False))
+
+
+def _forget_packed_experts(model: torch.nn.Module) -> None:
+    """Has experts be packed anew from the weights to come, as when they are loaded first.
+
+    vLLM packs them for CPUs only when it makes their kernel: with one there it would put plain weights in the place of
+    packed ones, and compute nonsense.
+    """
+    for layer in model.modules():
+        if isinstance(method := getattr(layer, "quant_method", None), UnquantizedFusedMoEMethod):
+            method.moe_kernel = None
 
 
 def _pack_tied_heads(model: torch.nn.Module) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from vllm.platforms import current_platform
 
+from inference_svc.vllm_backend.fused_adapter import fused_layers
 from inference_svc.vllm_backend.generators import spare_discarded
 
 _Compute = Callable[[torch.Tensor, dict[str, int]], dict[str, Any]]
@@ -27,6 +28,11 @@ class WorkerExtension:
         """Makes seeded requests survive on CPU that their prompt is computed over several steps."""
         if current_platform.is_cpu():
             spare_discarded(self.model_runner)
+
+    def fused_layers(self) -> dict[str, list[tuple[str, int]]]:
+        """See `fused_adapter.fused_layers`; nothing without adapters."""
+        adapters = getattr(self.model_runner, "lora_manager", None)
+        return fused_layers(adapters._adapter_manager) if adapters is not None else {}
 
     def install_scoring(self) -> bool:
         """Makes prompt logprobs follow each request's temperature; False where the model runner has no place for it."""

@@ -39,7 +39,7 @@ from orchestrator_svc.grpo.settings import Settings
 from orchestrator_svc.grpo.setup import read_settings
 from orchestrator_svc.grpo.step_traces import StepTraces
 from orchestrator_svc.grpo.tasks import unless
-from orchestrator_svc.grpo.tokenizer import ChatTokenizer
+from orchestrator_svc.grpo.tokenizer import OWN, ChatTokenizer
 from orchestrator_svc.grpo.trainer import Trainer
 from orchestrator_svc.journal import LeaseLostError
 from orchestrator_svc.launchers.base import WorkerPool
@@ -77,15 +77,16 @@ async def run_with(ctx: JobContext, pool: WorkerPool, settings: Settings) -> Non
         raise
 
 
-def _tokenizer(model: str) -> ChatTokenizer:
-    return ChatTokenizer.load(local(model, "train.model", only=TEXT))
+def _tokenizer(settings: Settings) -> ChatTokenizer:
+    template = str(settings.train.get("template", OWN))
+    return ChatTokenizer.load(local(settings.model, "train.model", only=TEXT), template)
 
 
 async def _put_together(
     ctx: JobContext, pool: WorkerPool, settings: Settings, ledger: Ledger, stack: AsyncExitStack
 ) -> GrpoLoop:
     """Everything that the loop needs, ready; `stack` closes it, the last first."""
-    tokenizer = await asyncio.to_thread(_tokenizer, settings.model)
+    tokenizer = await asyncio.to_thread(_tokenizer, settings)
     scale = await ctx.database.read(lambda c: scale_of(c, ctx.job_id))
     workers = await start_workers(ctx, pool, scale)
     environments = await open_environments(settings, workers.rewards, stack)

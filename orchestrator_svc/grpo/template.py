@@ -21,6 +21,9 @@ Message = Mapping[str, Any]
 _MARK = "\ue000turn\ue001"
 """Stands for the text of a message where only what the template puts around it matters."""
 
+_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template may fail with: its own refusals, and mistakes in it that show with these messages only."""
+
 
 class ChatTemplate:
     """A compiled template and the special tokens that it may name (`bos_token`, `eos_token`, …)."""
@@ -48,8 +51,9 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise ConfigError.of([Violation("model", f"the chat template refuses the prompt: {error}")]) from error
+        except _REFUSALS as error:
+            why = f"the chat template refuses the prompt: {error}{_hint(messages, error)}"
+            raise ConfigError.of([Violation("model", why)]) from error
 
     def continuation(self, prompt: Sequence[Message], turns: Sequence[Message], answer: Sequence[Message]) -> str:
         """What follows the text of the assistant's turn that `turns` ends with: the end of that turn, the answer, and
@@ -76,6 +80,13 @@ class ChatTemplate:
         if text.count(_MARK) != 1 + len(roles):
             raise _cannot_go_on(f"it does not show what messages of role {' and '.join(roles)} say")
         self._shown.add(tuple(roles))
+
+
+def _hint(messages: Sequence[Message], error: Exception) -> str:
+    """What to do where a template takes no system message, as Gemma's."""
+    if "system" in str(error).lower() and any(message.get("role") == "system" for message in messages):
+        return "; put what the system message says at the beginning of the user's, or set train.template to another"
+    return ""
 
 
 def _cannot_go_on(why: str) -> ConfigError:

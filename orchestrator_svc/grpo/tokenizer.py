@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from orchestrator_svc.grpo.template import ChatTemplate, as_messages
 from surogate.errors import ConfigError, Violation
 from surogate.v1 import common_pb2
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+OWN = "auto"
+"""The value of `train.template` that leaves the chat template to the model."""
 
 
 class ChatTokenizer:
@@ -26,8 +29,10 @@ class ChatTokenizer:
         self._template = template
 
     @classmethod
-    def load(cls, model: str) -> ChatTokenizer:
+    def load(cls, model: str, template: str = OWN) -> ChatTokenizer:
         """Reads tokenizer.json, tokenizer_config.json and chat_template.jinja of a model folder or hub name.
+
+        `template` is what `train.template` says: a chat template, or the file of one, in place of the model's own.
 
         Raises:
             ConfigError: A file is missing or is not what it should be.
@@ -42,7 +47,8 @@ class ChatTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         config = _read_json(model, "tokenizer_config.json")
-        source = _template_source(model, config)
+        _as_transformers(tokenizer, config, _read_json(model, "config.json"))
+        source = _template_source(model, config) if template == OWN else _given_template(template)
         return cls(
             tokenizer, ChatTemplate(source, _special_tokens(config, _read_json(model, "special_tokens_map.json")))
         )
@@ -90,10 +96,38 @@ def _template_source(model: str, config: Mapping[str, Any]) -> str:
         source = {item.get("name"): item.get("template") for item in source}.get("default")
     if not isinstance(source, str):
         raise _wrong(
-            f"{model} has no chat template: add chat_template.jinja beside tokenizer.json, or a chat_template to "
-            "tokenizer_config.json"
+            f"{model} has no chat template: set train.template to one, or to its file, or put chat_template.jinja "
+            "beside tokenizer.json"
         )
     return source
+
+
+def _given_template(value: str) -> str:
+    """The template that a configuration gives: in its own words, or in a file."""
+    if "{" in value:
+        return value
+    path = Path(value).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = f"is neither `auto`, nor a Jinja template, nor a file that can be read ({error})"
+        raise ConfigError.of([Violation("train.template", why)]) from error
+
+
+def _as_transformers(tokenizer: Tokenizer, config: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Cuts text as transformers does where it does not follow tokenizer.json.
+
+    Its LlamaTokenizer makes itself anew from the vocabulary: a text gets a space in front, and what follows a special
+    token none, other than the file may say.
+    """
+    kind = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+    if kind != "LlamaTokenizer" or model.get("model_type", "llama") != "llama":
+        return
+    scheme: Literal["always", "never", "first"] = "always" if config.get("legacy") else "first"
+    if config.get("add_prefix_space") is False:
+        scheme = "never"
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
 
 
 def _special_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,61 @@ if TYPE_CHECKING:
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256,
     "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": SPECIAL_TOKENS.index(EOS),
     "pad_token_id": SPECIAL_TOKENS.index(PAD),
 }  # fmt: skip
 WINDOW = 8
 """Tokens that a sliding window sees: less than the documents of a test have."""
 
-ARCHITECTURES = ("qwen3", "llama", "gemma2", "gemma3", "mistral", "qwen3-moe", "gpt-oss")
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1,
+}  # fmt: skip
+WIDER = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+"""For architectures whose heads divide the hidden size between them."""
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3": ("Qwen3", {"tie_word_embeddings": True}),
+    "llama": ("Llama", {}),
+    "gemma2": (
+        "Gemma2",
+        {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "sliding_window": WINDOW,
+         "query_pre_attn_scalar": 24},
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"],
+         "query_pre_attn_scalar": 24},
+    ),
+    "mistral": ("Mistral", {"sliding_window": WINDOW}),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 24, "mlp_only_layers": [1]},
+    ),
+    "gpt-oss": ("GptOss", {"num_experts_per_tok": 2, "num_local_experts": 4, "sliding_window": WINDOW}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True, **WIDER}),
+    "llama-tied": ("Llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE}),
+    "phi3": ("Phi3", {"rope_parameters": None}),
+    "olmo2": ("Olmo2", {}),
+    "granite": ("Granite", {"tie_word_embeddings": True, **MULTIPLIERS}),
+    "glm4": ("Glm4", {}),
+    "mixtral": ("Mixtral", {"num_experts_per_tok": 2, "num_local_experts": 4}),
+    "smollm3": ("SmolLM3", {}),
+    "olmoe": ("Olmoe", {"num_experts_per_tok": 2, "num_experts": 4, **WIDER}),
+    "cohere": ("Cohere", {}),
+}  # fmt: skip
+"""Architectures by name: the class of the configuration, and what differs from SIZES."""
+
+EVERY = os.environ.get("SUROGATE_TEST_MODELS") == "all"
+"""Whether tests run all of them (`make test-models`), rather than those that differ in kind."""
+
+ARCHITECTURES = (
+    tuple(CONFIGS) if EVERY else ("qwen3", "llama", "gemma2", "gemma3", "mistral", "qwen3-moe", "gpt-oss", "granite")
+)
 MIXTURES = ("qwen3-moe", "gpt-oss")
 
 
@@ -41,33 +89,10 @@ def make_model(name: str, folder: Path) -> None:
 
 
 def _config(name: str) -> PretrainedConfig:
-    from transformers import (
-        Gemma2Config,
-        Gemma3TextConfig,
-        GptOssConfig,
-        LlamaConfig,
-        MistralConfig,
-        Qwen3Config,
-        Qwen3MoeConfig,
-    )
+    import transformers
 
-    experts = {"num_experts_per_tok": 2}
-    if name == "qwen3":
-        return Qwen3Config(**SIZES, tie_word_embeddings=True)
-    if name == "llama":
-        return LlamaConfig(**SIZES)
-    if name == "gemma2":
-        caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
-        return Gemma2Config(**SIZES, **caps, sliding_window=WINDOW, query_pre_attn_scalar=16)
-    if name == "gemma3":
-        kinds = ["sliding_attention", "full_attention"]
-        return Gemma3TextConfig(**SIZES, sliding_window=WINDOW, layer_types=kinds, query_pre_attn_scalar=16)
-    if name == "mistral":
-        return MistralConfig(**SIZES, sliding_window=WINDOW)
-    if name == "qwen3-moe":
-        return Qwen3MoeConfig(**SIZES, **experts, num_experts=4, moe_intermediate_size=24, mlp_only_layers=[1])
-    assert name == "gpt-oss"
-    return GptOssConfig(**SIZES, **experts, num_local_experts=4, sliding_window=WINDOW)
+    kind, more = CONFIGS[name]
+    return getattr(transformers, f"{kind}Config")(**{**SIZES, **more})
 
 
 def make_mxfp4_model(folder: Path) -> dict[str, torch.Tensor]:

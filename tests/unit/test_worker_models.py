@@ -174,10 +174,17 @@ def test_what_an_adapter_on_all_layers_does_not_reach_is_said(
     [
         ("sft", "qwen3-moe", {"lora_dropout": 0.1}, "train.lora_dropout: must be 0 with experts"),
         ("sft", "llama", {}, "train.lora_target_modules: names experts, and LlamaForCausalLM has no fused experts"),
-        ("grpo", "gpt-oss", {}, "train.lora_target_modules: names weights of experts, which cannot be adapted in GRPO"),
+        (
+            "grpo",
+            "gpt-oss",
+            {},
+            "names weights of experts, on which inference serves no adapters in GRPO",
+        ),
+        ("grpo", "llama", {"lora_target_modules": ["q_proj", "embed_tokens"]}, "names embed_tokens, an embedding"),
+        ("grpo", "qwen3", {"lora_target_modules": ["lm_head"]}, "names lm_head, which shares the embedding's weights"),
     ],
 )
-def test_adapters_on_experts_are_refused_by_name(
+def test_adapters_that_cannot_be_are_refused_by_name(
     folder: Path, tmp_path: Path, kind: str, name: str, keys: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):

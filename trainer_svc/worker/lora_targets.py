@@ -37,6 +37,27 @@ def adapts_experts(adapter: PeftModel) -> bool:
     return any(isinstance(module, ParamWrapper) for module in adapter.modules())
 
 
+def not_served(adapter: PeftModel) -> str | None:
+    """What inference serves no adapters on, of what `adapter` is on, with what to do about it; None if that is nothing.
+
+    vLLM has adapters on experts for GPUs alone, and by other names; on embeddings and shared heads it has none.
+    """
+    instead = "leave it out of lora_target_modules, or train all weights with lora: false"
+    if adapts_experts(adapter):
+        return f"names weights of experts, on which inference serves no adapters in GRPO; {instead}"
+    model = adapter.get_base_model()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for name, module in adapter.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        last = name.rpartition(".")[2]
+        if isinstance(module.get_base_layer(), torch.nn.Embedding):
+            return f"names {last}, an embedding, on which inference serves no adapters; {instead}"
+        if module is head and embedding.weight is module.get_base_layer().weight:
+            return f"names {last}, which shares the embedding's weights: inference serves no adapters on it; {instead}"
+    return None
+
+
 def adapted_name(name: str, module: LoraLayer) -> str:
     """Name, in the model without adapters, of the weight that `module`, called `name`, adapts."""
     return bare(f"{name}.{module.parameter_name if isinstance(module, ParamWrapper) else 'weight'}")

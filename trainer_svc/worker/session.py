@@ -18,7 +18,7 @@ from surogate.urls import is_url
 from trainer_svc.worker import lora
 from trainer_svc.worker.base import save_base
 from trainer_svc.worker.cuda import compile_layers
-from trainer_svc.worker.lora_targets import adapts_experts
+from trainer_svc.worker.lora_targets import adapts_experts, not_served
 from trainer_svc.worker.modeling import config_error, load_model, quantization_of
 from trainer_svc.worker.optimizer import Optimizer
 from trainer_svc.worker.policy import Policy
@@ -158,9 +158,10 @@ def _load_adapter(
             quantize_layers(model, quantization)
     use_recipe(model, train)
     adapter = lora.attach(model, train, dropout=0.0 if kind == "grpo" else train.lora_dropout)
-    if adapts_experts(adapter) and (kind == "grpo" or ranks.world_size > 1):
-        where = "in GRPO: inference would not serve them" if kind == "grpo" else "over several GPUs"
-        raise config_error("lora_target_modules", f"names weights of experts, which cannot be adapted {where}")
+    if kind == "grpo" and (why := not_served(adapter)) is not None:
+        raise config_error("lora_target_modules", why)
+    if adapts_experts(adapter) and ranks.world_size > 1:
+        raise config_error("lora_target_modules", "names weights of experts, which cannot be adapted over several GPUs")
     if merging:
         adapter.peft_config["default"].base_model_name_or_path = str((output_dir / BASE_FOLDER).resolve())
     if weights is not None:

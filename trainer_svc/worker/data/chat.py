@@ -15,6 +15,9 @@ from surogate.errors import InvalidInputError
 
 GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template may fail with: its own refusals, and mistakes in it that show with these messages only."""
+
 Message = Mapping[str, Any]
 Span = tuple[int, int]
 LossScale = Literal["default", "last_round", "all"]
@@ -137,7 +140,7 @@ class ChatRenderer:
             return render_jinja_template(  # type: ignore[no-any-return]
                 [list(chat)], tools=tools, chat_template=self._template, **options, **self._specials
             )
-        except (TemplateError, TypeError, KeyError) as error:
+        except _REFUSALS as error:
             raise InvalidInputError(f"the chat template refuses the conversation: {error}") from error
 
 
