@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 WEIGHT_BACKEND = "surogate-image"
@@ -17,6 +18,10 @@ WEIGHT_BACKEND = "surogate-image"
 
 ENGINE_LOG = "SUROGATE_ENGINE_LOG"
 """Variable with the format and the level of the engine's logs; set where the inference service is the parent."""
+
+ENGINE_FAILURE = "SUROGATE_ENGINE_FAILURE"
+"""Variable with the file that the engine's process writes into what it failed with: vLLM tells its parent no more than
+that it did."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -44,8 +49,23 @@ def register() -> None:
     if multiprocessing.parent_process() is not None:
         die_with_parent()
         _configure_logs(log_format, level)
+        if file := os.environ.get(ENGINE_FAILURE):
+            logging.getLogger("vllm").addHandler(_FailureFile(Path(file)))
     # vLLM warns at every start of what is as it should be here; that is for those who debug.
     logging.getLogger("vllm").setLevel(logging.DEBUG if level == "debug" else logging.ERROR)
+
+
+class _FailureFile(logging.Handler):
+    """Keeps in a file the message of the last exception that was logged as an error, while there is a folder for it."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(logging.ERROR)
+        self._file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and self._file.parent.is_dir():
+            self._file.write_text(str(error) or type(error).__name__, encoding="utf-8")
 
 
 def _let_experts_be() -> None:

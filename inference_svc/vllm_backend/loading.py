@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import tempfile
 import threading
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from inference_svc.engine_api import EngineFacts
 from inference_svc.model_files import ModelFiles, is_local, read_model
 from inference_svc.options import EngineOptions
+from inference_svc.plugin import ENGINE_FAILURE
 from inference_svc.vllm_backend.arguments import engine_arguments
 from inference_svc.vllm_backend.engine import VllmEngine
 from surogate.errors import ConfigError, SurogateError, Violation
@@ -64,21 +66,25 @@ def _load(options: EngineOptions) -> tuple[AsyncLLM, ModelFiles]:
         # Compiled pieces of the sampler would cost the first request seconds, and a C++ compiler.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     files = read_model(Path(options.model)) if is_local(options.model) else None
-    try:
-        llm = AsyncLLM.from_engine_args(engine_arguments(options, files))
-    except SurogateError:
-        raise
-    except Exception as error:
-        if found := _NO_ADAPTERS.search(str(error)):
-            raise _no_adapters(f"vLLM takes no adapters for it ({found.group()})") from error
-        raise ConfigError.of([Violation("model", f"vLLM cannot serve {options.model}: {_summary(error)}")]) from error
+    with tempfile.TemporaryDirectory(prefix="surogate-engine-") as folder:
+        failure = Path(folder) / "failure"
+        os.environ[ENGINE_FAILURE] = str(failure)
+        try:
+            llm = AsyncLLM.from_engine_args(engine_arguments(options, files))
+        except SurogateError:
+            raise
+        except Exception as error:
+            text = failure.read_text(encoding="utf-8") if failure.exists() else str(error)
+            raise _refusal(options, text or type(error).__name__) from error
     return llm, files or read_model(_snapshot(options.model))
 
 
-def _summary(error: Exception) -> str:
-    """The first lines of vLLM's (or pydantic's) message, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "errors.pydantic.dev" not in line]
-    return " ".join(lines[:3])[:500] or type(error).__name__
+def _refusal(options: EngineOptions, text: str) -> ConfigError:
+    """What vLLM (or pydantic) says of a model, by its first lines, as an error of the key that is to be changed."""
+    if found := _NO_ADAPTERS.search(text):
+        return _no_adapters(f"vLLM takes no adapters for it ({found.group()})")
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "errors.pydantic.dev" not in line]
+    return ConfigError.of([Violation("model", f"vLLM cannot serve {options.model}: {' '.join(lines[:3])[:500]}")])
 
 
 def _snapshot(model: str) -> Path:

@@ -70,10 +70,14 @@ def run(folder: Path, name: str, mode: str) -> dict[str, Any]:
         "optimizer": "adamw", "learning_rate": 1e-2 if lora else 1e-3, "lora": lora, "lora_rank": RANK,
         "lora_alpha": 16, "lr_scheduler_type": "constant",
         **({"lora_target_modules": TARGETS[mode]} if mode in TARGETS else {}),
+        **({"qlora_bnb": True} if mode == "qlora" else {}),
     }  # fmt: skip
     trainer = Peer(trainer_of, folder, train)
     sampler = Sampler(folder / "model", lora)
     found: dict[str, Any] = {"pushed": [], "moved": [], "kl": []}
+    if mode == "qlora":
+        base = trainer.call("export", 0)
+        sampler.push(base.manifest, Path(base.path))
     found["loaded"] = distance(trainer, sampler)
     for version in range(1, STEPS + 1):
         before = trainer.scored([PROMPT])[0]
@@ -194,18 +198,15 @@ class Sampler:
         from inference_svc.update_checks import UpdateChecks
         from inference_svc.vllm_backend.arguments import engine_arguments
         from inference_svc.vllm_backend.loading import adapted_module
-        from inference_svc.vllm_backend.zero_adapter import zero_adapter
 
         files = read_model(model)
         options = EngineOptions(str(model), dtype="float32", max_num_seqs=8, enable_lora=lora, max_lora_rank=RANK)
         self._engine = LLMEngine.from_engine_args(engine_arguments(options, files), enable_multiprocessing=False)
         self._engine.set_weight_version("0")
         self._checks = UpdateChecks(files, RANK if lora else 0)
-        self._lora = lora
         self._count = 0
-        if lora:
-            with zero_adapter(*adapted_module(files)) as directory:
-                self._load_adapter(directory)
+        self._adapted = adapted_module(files) if lora else None
+        self._load_zero_adapter()
 
     def generate(self, n: int = 4) -> list[tuple[list[int], list[float]]]:
         """Completions of the prompt: ids and logprobs."""
@@ -216,7 +217,7 @@ class Sampler:
         from surogate.v1 import common_pb2
 
         params = sampling_params(common_pb2.SamplingParams(temperature=TEMPERATURE, max_tokens=40, seed=1), 100, n=n)
-        adapter = LoRARequest("policy", 1, "policy") if self._lora else None
+        adapter = LoRARequest("policy", 1, "policy") if self._adapted else None
         self._count += 1
         self._engine.add_request(str(self._count), tokens_input(PROMPT), params, lora_request=adapter)
         outputs: list[Any] = []
@@ -245,9 +246,10 @@ class Sampler:
     def push(self, manifest: Any, image: Path) -> None:
         """Takes an update that fits."""
         from inference_svc.vllm_backend.fused_adapter import split_fused
+        from surogate.v1 import weights_pb2
 
         self._checks.check(manifest)
-        if self._lora:
+        if manifest.kind == weights_pb2.WEIGHT_KIND_LORA:
             with tempfile.TemporaryDirectory() as folder:
                 os.link(image, Path(folder) / "adapter_model.safetensors")
                 (Path(folder) / "adapter_config.json").write_text(manifest.adapter_config_json)
@@ -257,7 +259,15 @@ class Sampler:
             self._engine.collective_rpc("start_weight_update")
             self._engine.collective_rpc("update_weights", kwargs={"update_info": {"paths": [str(image)]}})
             self._engine.collective_rpc("finish_weight_update")
+            self._load_zero_adapter()
         self._engine.reset_prefix_cache()
+
+    def _load_zero_adapter(self) -> None:
+        from inference_svc.vllm_backend.zero_adapter import zero_adapter
+
+        if self._adapted is not None:
+            with zero_adapter(*self._adapted) as directory:
+                self._load_adapter(directory)
 
     def _load_adapter(self, directory: Path) -> None:
         from vllm.lora.request import LoRARequest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from safetensors.numpy import save_file
 
 from inference_svc.model_files import is_local, read_model
 from inference_svc.options import resolve_options
+from inference_svc.plugin import _FailureFile
 from inference_svc.settings import InferenceSettings
 from surogate.config.service import parse_settings
 from surogate.errors import ConfigError
@@ -87,6 +90,26 @@ def test_hub_names_are_told_from_folders(tmp_path: Path) -> None:
     assert is_local("./missing/model")
     assert is_local("missing")
     assert not is_local("Qwen/Qwen3-0.6B")
+
+
+def test_what_the_engine_failed_with_is_kept_for_its_parent(tmp_path: Path) -> None:
+    logger, file = logging.getLogger("test.engine"), tmp_path / "engine" / "failure"
+    handler = _FailureFile(file)
+    logger.addHandler(handler)
+    try:
+        file.parent.mkdir()
+        for text in ("first", "GPT2LMHeadModel does not support LoRA yet."):
+            try:
+                raise ValueError(text)
+            except ValueError:
+                logger.exception("failed to start")
+        logger.error("no exception")
+        assert file.read_text() == "GPT2LMHeadModel does not support LoRA yet."
+        shutil.rmtree(file.parent)
+        logger.error("later", exc_info=ValueError("nobody waits for it"))
+        assert not file.exists()
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_the_front_loads_neither_torch_nor_vllm() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orchestrator_svc.grpo.tokenizer import ChatTokenizer
 from surogate.errors import ConfigError, InvalidInputError
+from tests.helpers.engine import open_engine
+from tests.helpers.tiny import make_tiny_model
 from tests.helpers.tokenizer_kinds import CHATML, KINDS, make_tokenizer
 from tests.unit.test_grpo_tokenizer import CONVERSATIONS, as_proto
 from trainer_svc.worker.data.chat import ChatRenderer, PlainRenderer
 from trainer_svc.worker.data.encode import encode
+from trainer_svc.worker.tokenize import main as tokenize
 
 CHATS = [name for name, kind in KINDS.items() if kind.template is not None]
 TURNS = [
@@ -81,6 +85,40 @@ def runs(mask: np.ndarray[Any, Any]) -> list[slice]:
     """Where a mask is true without a break."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
     return [slice(begin, end) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose vocabulary is larger than that of each tokenizer, and conversations."""
+    path = tmp_path_factory.mktemp("model")
+    make_tiny_model(path, layers=1, hidden=32, vocab_size=512)
+    (path / "chat_template.jinja").unlink()
+    (path / "chats.jsonl").write_text("\n".join([json.dumps({"messages": TURNS})] * 8))
+    return path
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_run_and_surogate_tokenize_take_every_kind(
+    model: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SUROGATE_CACHE_DIR", str(tmp_path / "cache"))
+    folder = shutil.copytree(model, tmp_path / "model")
+    make_tokenizer(name, folder)
+    train = {
+        "model": str(folder), "sequence_len": 512, "max_steps": 2, "optimizer": "adamw", "validation_split_ratio": 0,
+        "datasets": [{"path": str(folder / "chats.jsonl"), "type": "conversation"}], "lora_rank": 2,
+        "use_chat_template": KINDS[name].template is not None, "gradient_accumulation_steps": 1,
+    }  # fmt: skip
+    engine, reporter = open_engine("sft", tmp_path / "out", train)
+    engine.run()
+    assert len(reporter.losses) == 2 and all(5 < loss < 7 for loss in reporter.losses), "about log 512"
+    saved, before = AutoTokenizer.from_pretrained(tmp_path / "out"), theirs_of(folder)
+    text = TURNS[3]["content"]
+    assert saved(text).input_ids == before(text).input_ids, "what is saved beside the adapter is the same tokenizer"
+    (tmp_path / "train.yaml").write_text(json.dumps({**train, "output_dir": str(tmp_path / "out")}))
+    assert tokenize([str(tmp_path / "train.yaml"), "--debug", "--samples", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "found in the cache" in shown and "sample 0" in shown
 
 
 def test_a_base_model_without_a_template(folder: Path, tmp_path: Path) -> None:

@@ -120,6 +120,10 @@ def test_losses_are_those_of_the_documents_alone(folder: Path, tmp_path: Path, n
     saved = plain_model(folder / name if lora else tmp_path)
     if lora:
         saved = PeftModel.from_pretrained(saved, tmp_path)
+        merge.merge(tmp_path, str(folder / name), tmp_path / "merged")
+        with torch.no_grad():
+            merged = plain_model(tmp_path / "merged")(IDS).logits
+            torch.testing.assert_close(merged, saved(IDS).logits, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(saved(IDS).logits, engine.session.policy.model(IDS).logits, rtol=1e-4, atol=1e-4)
 
