@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +40,12 @@ def load(environment_id: str, args: Mapping[str, Any], key: str) -> Any:
             "the verifiers package is not installed where the reward service runs: pip install 'surogate[verifiers]'",
             reason="VERIFIERS_MISSING",
         ) from error
+    if not hasattr(vf, "load_environment"):
+        raise FailedPreconditionError(
+            f"verifiers {version('verifiers')} is another library than 0.2 and 0.3 were, and has none of their "
+            "environments: pip install 'surogate[verifiers]'",
+            reason="VERIFIERS_VERSION",
+        )
     _keep_signals(sys.modules[vf.Environment.__module__])
     try:
         environment = vf.load_environment(environment_id, **args)

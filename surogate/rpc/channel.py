@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from surogate.config.service import MIB
+from surogate.errors import DataLossError
 from surogate.rpc import address
 from surogate.rpc.context import to_metadata
 from surogate.rpc.deadlines import Deadlines, deadline_of
@@ -201,20 +202,20 @@ class _Call:
 
     def __await__(self) -> Generator[Any, None, Any]:
         try:
-            return (yield from self._inner.__await__())
+            return _whole((yield from self._inner.__await__()))
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         try:
             async for response in self._inner:
-                yield response
+                yield _whole(response)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
     async def read(self) -> Any:
         try:
-            return await self._inner.read()
+            return _whole(await self._inner.read())
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 
@@ -229,3 +230,13 @@ class _Call:
             await self._inner.done_writing()
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
+
+
+def _whole(message: Any) -> Any:
+    """The message of an answer: gRPC logs one that it cannot read, and gives None in its place."""
+    if message is None:
+        raise DataLossError(
+            "the answer cannot be read: it is not of the type that the contract says, or nested too deeply",
+            reason="UNREADABLE_ANSWER",
+        )
+    return message

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from google.protobuf.struct_pb2 import Struct
@@ -182,6 +183,53 @@ async def test_an_answer_of_more_than_64_mib_is_refused() -> None:
         with pytest.raises(SurogateError, match=r"environment vowels: .* larger than max") as caught:
             await scored(address)
     assert caught.value.reason == "MESSAGE_TOO_LARGE"
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of a message as it is on the wire."""
+    size, length = bytearray(), len(content)
+    while length > 127:
+        size.append(length & 127 | 128)
+        length >>= 7
+    return bytes([number << 3 | 2]) + bytes(size) + bytes([length]) + content
+
+
+def _nested(levels: int) -> bytes:
+    """A `Struct` in a `Struct` in a … on the wire."""
+    content = b""
+    for _ in range(levels):
+        content = _field(1, _field(1, b"a") + _field(2, _field(5, content)))
+    return content
+
+
+class Raw(grpc.GenericRpcHandler):
+    """Answers every call with the same bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def service(self, _: Any) -> Any:
+        async def answer(request: bytes, context: Any) -> bytes:
+            return self._content
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff" * 9, _field(1, b"\xff"), _field(1, _nested(1000)), _field(2, _nested(1000))]
+)
+async def test_an_answer_that_is_no_message_is_refused(content: bytes) -> None:
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([Raw(content)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with scorer(f"127.0.0.1:{port}") as (asking, environment):
+        if content[0] != 2 << 3 | 2:
+            with pytest.raises(DataLossError, match=r"environment vowels: .* failed: .* cannot be read"):
+                await asking.score(environment, reward_pb2.Example(id="0"), "g", rollouts("g", *TEXTS))
+        with pytest.raises(DataLossError, match=r"environment vowels: .* cannot be read"):
+            await asking.take_turn(environment, reward_pb2.TakeTurnRequest(rollout_id="g-0", turn=1))
+    await server.stop(None)
 
 
 @reward("vowels")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import sys
+import types
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -109,6 +110,13 @@ def examples(args: dict[str, Any], split: Split = Split.TRAIN) -> list[reward_pb
 @pytest.mark.skipif(not MISSING, reason="verifiers is installed")
 def test_without_the_package_it_says_what_to_install() -> None:
     with pytest.raises(FailedPreconditionError, match=r"pip install 'surogate\[verifiers\]'"):
+        examples({"id": "my-env"})
+
+
+def test_a_version_without_environments_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "verifiers", types.ModuleType("verifiers"))
+    monkeypatch.setattr("reward_svc.adapters.verifiers_episodes.version", lambda _: "0.4.0")
+    with pytest.raises(FailedPreconditionError, match=r"verifiers 0\.4\.0 .* pip install 'surogate\[verifiers\]'"):
         examples({"id": "my-env"})
 
 
