@@ -115,8 +115,10 @@ test-models: setup ## Every architecture of docs/training-modes.md: SFT, exports
 	SUROGATE_TEST_MODELS=all pytest tests/unit/test_worker_models.py tests/e2e/test_grpo_models.py
 
 .PHONY: test-cluster
-test-cluster: setup ## What the launcher makes, against a real API server: KUBECONFIG=FILE make test-cluster
-	pytest tests/contract/test_kubernetes_objects.py -rs
+test-cluster: setup ## The tests of Kubernetes on a real API server: KUBECONFIG=FILE or KUBEBUILDER_ASSETS=FOLDER make test-cluster
+	@test -n "$$KUBECONFIG$$KUBEBUILDER_ASSETS" || { echo "no cluster: set KUBECONFIG, or KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver" >&2; exit 1; }
+	pytest -rs tests/contract/test_real_cluster.py tests/contract/test_kubernetes_objects.py \
+	  tests/contract/test_kubernetes_launcher.py tests/contract/test_kubernetes_grpo.py tests/contract/test_trainingjobs.py
 
 .PHONY: test-gpu
 test-gpu: setup ## The tests that need a CUDA device

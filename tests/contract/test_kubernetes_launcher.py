@@ -14,10 +14,11 @@ import pytest
 pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
 from surogate.v1 import job_pb2
-from tests.helpers.kube import Cluster
+from tests.helpers.kube import TEMPLATE, Cluster
 from tests.helpers.kube_jobs import TrainerPods, training_on
 from tests.helpers.orchestrator import Orchestrator, orchestrating, sft_config
 
+pytestmark = pytest.mark.usefixtures("api_server")
 State = job_pb2.Job
 LEFT = ("jobs", "pods", "services", "configmaps")
 
@@ -194,13 +195,15 @@ async def test_what_was_left_while_the_api_server_was_away_is_swept(
 async def test_what_the_job_does_not_own_stays(tmp_path: Path) -> None:
     """A Job of the same name that somebody else made: the job fails and says so, and the Job is untouched."""
     async with training_on(tmp_path) as (orchestrator, cluster):
-        spec = {"completions": 1, "suspend": True, "template": {"metadata": {"labels": {}}, "spec": {}}}
+        pod = {**TEMPLATE["spec"], "restartPolicy": "Never"}
+        spec = {"completions": 1, "suspend": True, "template": {"metadata": {"labels": {}}, "spec": pod}}
         other = cluster.api.add("jobs", {"metadata": {"name": "sg-one-trainer-0-1"}, "spec": spec})
         ended = await orchestrator.ended((await orchestrator.create(sft_config(), job_id="one")).name)
         assert ended.state == State.STATE_FAILED
         assert "a Job sg-one-trainer-0-1 that is not of this job" in ended.status_message
         await cluster.until(lambda: not cluster.api.objects["configmaps"])
-        assert cluster.api.objects["jobs"] == {"sg-one-trainer-0-1": other}
+        [job] = cluster.api.objects["jobs"].values()
+        assert job["metadata"]["uid"] == other["metadata"]["uid"] and not job["metadata"].get("deletionTimestamp")
 
 
 def anchor_of(job_id: str, run: str) -> dict[str, Any]:
@@ -233,7 +236,8 @@ async def test_a_job_of_the_same_id_that_the_store_does_not_know_is_left_alone(t
         assert ended.state == State.STATE_FAILED
         assert "a job of the id one that the job store does not know" in ended.status_message
         assert "delete the ConfigMap sg-one" in ended.status_message
-        assert cluster.api.objects["configmaps"] == {"sg-one": old}
+        [anchor] = cluster.api.objects["configmaps"].values()
+        assert anchor["metadata"]["uid"] == old["metadata"]["uid"]
 
 
 async def test_an_emptied_store_costs_running_jobs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +247,8 @@ async def test_an_emptied_store_costs_running_jobs_nothing(tmp_path: Path, monke
         before = {plural: set(cluster.api.objects[plural]) for plural in LEFT}
         assert orchestrator.runner is not None
         await orchestrator.runner.stop()
-        values = {key: getattr(orchestrator.settings, key) for key in ("kubeconfig", "pod_templates", "api_patience")}
+        kept = ("namespace", "kubeconfig", "pod_templates", "api_patience")
+        values = {key: getattr(orchestrator.settings, key) for key in kept}
         (tmp_path / "new").mkdir()
         async with orchestrating(tmp_path / "new", launcher_name="kubernetes", **values) as other:
             looked = len(cluster.api.requests)
@@ -284,6 +289,8 @@ async def test_restarts_are_counted_over_restarts_of_the_orchestrator(tmp_path: 
 
 async def test_a_mistake_in_a_template_is_told_by_its_field(tmp_path: Path) -> None:
     async with training_on(tmp_path) as (orchestrator, cluster):
+        if cluster.api.is_dated:
+            pytest.skip("this API server is too old for strict validation")
         file = tmp_path / "templates" / "trainer.yaml"
         file.write_text(file.read_text().replace("containers:", "nodeSelektor: {a: b}\n  containers:"))
         ended = await orchestrator.ended((await orchestrator.create(sft_config(), job_id="one")).name)

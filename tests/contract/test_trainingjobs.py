@@ -21,6 +21,7 @@ from tests.helpers.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, train
 from tests.helpers.kube_server import Object
 from tests.helpers.orchestrator import Orchestrator, sft_config
 
+pytestmark = pytest.mark.usefixtures("api_server")
 State = job_pb2.Job
 
 

@@ -32,10 +32,11 @@ class Authority:
         self.cert = folder / f"{name}.pem"
         self.cert.write_bytes(self._sign(self._name, self._key.public_key(), (), is_authority=True))
 
-    def issue(self, name: str, *hosts: str, seconds: float = 86400.0) -> Pair:
+    def issue(self, name: str, *hosts: str, seconds: float = 86400.0, organization: str = "") -> Pair:
         """A certificate for these hosts, or for 127.0.0.1 and localhost; valid for `seconds`."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        of = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization)] if organization else []
+        subject = x509.Name([*of, x509.NameAttribute(NameOID.COMMON_NAME, name)])
         pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         pair.cert.write_bytes(self._sign(subject, key.public_key(), hosts, is_authority=False, seconds=seconds))
         pair.key.write_bytes(

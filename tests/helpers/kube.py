@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ import yaml
 
 from surogate.config.service import ServiceSettings
 from surogate.rpc.server import RpcServer
+from tests.helpers.kube_cluster import RealCluster
+from tests.helpers.kube_real import RealApi
 from tests.helpers.kube_server import ApiServer, Object
 from tests.helpers.rpc import serving
 
@@ -31,6 +34,7 @@ TEMPLATE: Object = {
     "apiVersion": "v1",
     "kind": "Pod",
     "spec": {
+        "schedulerName": "surogate-test",  # no real node takes them: the tests are their kubelet
         "containers": [
             {
                 "name": "worker",
@@ -86,6 +90,10 @@ class Cluster:
         self.settings: Callable[[Object], dict[str, Any]] = lambda pod: {}
         self._register = register
         self._running: dict[str, AbstractAsyncContextManager[RpcServer]] = {}
+        self._placed: set[str] = set()
+        """Uids of pods that were started."""
+        self._begun: set[str] = set()
+        """Uids of Jobs that have had pods."""
         api.logs = self._log
 
     @property
@@ -131,8 +139,7 @@ class Cluster:
         reason = {"reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"}
         pod["status"].setdefault("conditions", []).append({"type": "DisruptionTarget", "status": "True", **reason})
         await self.fail(pod, code)
-        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
-        self.api.update("pods", pod)
+        self.api.begin_deletion("pods", pod)
 
     def set_status(self, pod: Object, **status: Any) -> None:
         """What the node or the scheduler says of a pod."""
@@ -141,35 +148,41 @@ class Cluster:
 
     async def _reconcile(self) -> None:
         for job in list(self.api.objects["jobs"].values()):
-            await self._control(job)
+            if not self.api.runs_jobs:
+                self._control(job)
         for pod in self.pods:
             name, phase = pod["metadata"]["name"], pod["status"].get("phase")
             if pod["metadata"].get("deletionTimestamp"):
                 await self._end(name)
                 if phase not in {"Succeeded", "Failed"} or not self._job_of(pod):
                     self.api.remove("pods", name)
-            elif phase == "Pending" and not self.holds and not pod["status"].get("conditions"):
+            elif phase == "Pending" and not self.holds and self._is_new(pod):
+                self._placed.add(pod["metadata"]["uid"])
                 await self._run(pod)
+
+    def _is_new(self, pod: Object) -> bool:
+        """Whether nothing has happened to a pod; what is seen of it may be older than what was done."""
+        return not pod["status"].get("conditions") and pod["metadata"]["uid"] not in self._placed
 
     def _job_of(self, pod: Object) -> Object | None:
         owners = pod["metadata"].get("ownerReferences") or [{"uid": ""}]
         jobs = self.api.objects["jobs"].values()
         return next((job for job in jobs if job["metadata"]["uid"] == owners[0]["uid"]), None)
 
-    async def _control(self, job: Object) -> None:
+    def _control(self, job: Object) -> None:
         """The Job controller: pods for the indices that lack one, and the Job's end."""
-        spec, conditions = job["spec"], job["status"].setdefault("conditions", [])
+        spec, conditions = job["spec"], job.setdefault("status", {}).setdefault("conditions", [])
         ended = {one["type"] for one in conditions if one["status"] == "True"}
         if ended & {"Complete", "Failed"}:
             return
         if "FailureTarget" in ended or "SuccessCriteriaMet" in ended:
             self._finish(job, conditions)
             return
-        if spec["suspend"] or self.starves:
+        if spec.get("suspend") or self.starves:
             return
         mine = [pod for pod in self.pods if self._job_of(pod) is job]
         broken = [pod for pod in mine if pod["status"]["phase"] == "Failed" and not _disrupted(pod)]
-        vanished = job["status"].get("active", 0) and not mine
+        vanished = job["metadata"]["uid"] in self._begun and not mine
         if broken or vanished:
             text = "Job has reached the specified backoff limit"
             self._condition(job, "FailureTarget", "BackoffLimitExceeded", text)
@@ -183,7 +196,7 @@ class Cluster:
         active = {_index(pod) for pod in mine if pod["status"]["phase"] in {"Pending", "Running"}}
         for index in set(range(spec["completions"])) - done - active:
             self._create_pod(job, index)
-            job["status"]["active"] = 1
+            self._begun.add(job["metadata"]["uid"])
 
     def end_job(self, job: Object, reason: str, message: str = "") -> None:
         """The Job controller gives a Job up, for example since its deadline has passed."""
@@ -196,7 +209,7 @@ class Cluster:
                 self.api.begin_deletion("pods", pod)
                 return  # not before they are gone
         kind = "Failed" if announced["type"] == "FailureTarget" else "Complete"
-        self._condition(job, kind, announced["reason"], announced["message"])
+        self._condition(job, kind, announced["reason"], announced.get("message", ""))
 
     def _condition(self, job: Object, kind: str, reason: str, message: str) -> None:
         condition = {"type": kind, "status": "True", "reason": reason, "message": message}
@@ -222,6 +235,7 @@ class Cluster:
         self.api.add("pods", {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}})
 
     async def _run(self, pod: Object) -> None:
+        self.api.bind(pod)
         address = f"127.{1 + _PROCESS % 250}.{_PROCESS // 250 % 250}.{next(_ADDRESSES) % 250 + 2}"
         if _index(pod) == 0:
             settings = ServiceSettings(listen=f"{address}:{PORT}", **self.settings(pod))
@@ -262,10 +276,19 @@ def _container(pod: Object, state: Object) -> Object:
     return {"name": container["name"], "image": container["image"], "state": state, "restartCount": 0}
 
 
+REAL: RealCluster | None = None
+"""The cluster that the fixture `api_server` has the test run on; None is the fake one."""
+
+
+def new_api() -> ApiServer:
+    """An API server with an empty namespace."""
+    return RealApi(REAL, f"surogate-test-{secrets.token_hex(3)}") if REAL is not None else ApiServer()
+
+
 @asynccontextmanager
 async def kubernetes(register: Register) -> AsyncIterator[Cluster]:
     """A cluster whose pods serve what `register` adds."""
-    async with ApiServer().serving() as api:
+    async with new_api().serving() as api:
         cluster = Cluster(api, register)
         work: asyncio.Future[None] | Awaitable[None] = asyncio.create_task(cluster.keep())
         try:

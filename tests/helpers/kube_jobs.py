@@ -35,6 +35,7 @@ def launcher_settings(folder: Path, cluster: Cluster, **settings: Any) -> dict[s
     """Settings of an orchestrator on the cluster."""
     return {
         "kubeconfig": write_kubeconfig(folder / "kubeconfig", cluster.api.url),
+        "namespace": cluster.api.namespace,
         "pod_templates": write_templates(folder / "templates"),
         "api_patience": 20.0,
         **settings,

@@ -76,6 +76,8 @@ class ApiServer:
 
     runs_jobs = False
     """Whether the Job controller is the server's own; if not, `tests.helpers.kube` has one."""
+    is_dated = False
+    """Whether the server is too old to refuse unknown fields, and for suspended Jobs."""
 
     def __init__(self, namespace: str = "surogate") -> None:
         self.namespace = namespace

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator_svc.launchers.kubernetes.names import MANAGER
 from surogate.errors import (
     AlreadyExistsError,
     ConfigError,
@@ -44,6 +45,8 @@ _WATCH_SILENCE = WATCH_SECONDS + 15.0
 _CALLS, _STREAMS = 8, 64
 _FIRST_PAUSE, _MAX_PAUSE = 0.25, 10.0
 _PAGE = 500
+_WRITER = ("fieldManager", MANAGER)
+"""Who has set the fields that are written here, for people who apply theirs on the server's side."""
 _GRACE = 5.0
 """Seconds beyond its own timeout after which a call is given up, whatever its thread does."""
 
@@ -147,13 +150,14 @@ class Api:
 
     async def create(self, kind: Kind, body: Object) -> Object:
         """Creates an object; unknown fields are refused by name. Raises AlreadyExistsError."""
-        return await self._json("POST", kind.path(self.namespace), body=body, query=[("fieldValidation", "Strict")])
+        query = [("fieldValidation", "Strict"), _WRITER]
+        return await self._json("POST", kind.path(self.namespace), body=body, query=query)
 
     async def patch(self, kind: Kind, name: str, change: Object, part: str = "") -> Object:
         """Merges a change into an object (JSON merge patch). Raises ConflictError if the change names a resource
         version that is not the object's any more."""
         path = kind.path(self.namespace, name, part)
-        return await self._json("PATCH", path, body=change, content="application/merge-patch+json")
+        return await self._json("PATCH", path, body=change, query=[_WRITER], content="application/merge-patch+json")
 
     async def delete(self, kind: Kind, name: str, uid: str) -> None:
         """Deletes the object of that uid, and all that it owns; another one of the same name stays.
@@ -363,7 +367,7 @@ def _status_error(code: int, status: Mapping[str, Any], retry_after: str | None)
         return NotFoundError(message, reason="KUBERNETES_NOT_FOUND")
     if code == 409:
         return AlreadyExistsError(message) if reason == "AlreadyExists" else ConflictError(message)
-    if code in {400, 422}:
+    if code in {400, 405, 413, 415, 422}:
         return InvalidInputError(f"the API server refuses it: {message}", reason="KUBERNETES_INVALID")
     if code in {401, 403}:
         return PermissionDeniedError(f"the API server refuses it: {message}", reason="KUBERNETES_FORBIDDEN")
