@@ -143,7 +143,7 @@ class ChatKeys(ConfigModel):
     use_chat_template: bool = True
     """Put conversations and instructions through the chat template; false joins their texts."""
     template: Text = "auto"
-    """Chat template: `auto` = the tokenizer's own; else a Jinja template, or the path of one."""
+    """Chat template, of GRPO's prompts too: `auto` = the tokenizer's own; else a Jinja template, or the path of one."""
     system: str | None = None
     """System prompt for conversations that have none. null = what the template does."""
     max_length: Size | None = None

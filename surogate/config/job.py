@@ -12,6 +12,7 @@ from surogate.config.base import NOT_YET, ConfigModel, nearest, shown
 from surogate.config.cluster import ClusterConfig
 from surogate.config.infer import InferConfig
 from surogate.config.load import Document
+from surogate.config.lora import EXPERTS
 from surogate.config.loss import AipoLoss, ClipLoss, DppoLoss, IpoLoss
 from surogate.config.orch import OrchConfig
 from surogate.config.paths import unknown_homes
@@ -31,6 +32,10 @@ MODELS: dict[str, type[ConfigModel]] = {
 """The model of each part."""
 CLUSTER = "cluster"
 """The part that jobs of every kind may have: what they get on Kubernetes."""
+SUPERVISED_ONLY = (
+    "use_chat_template", "system", "max_length", "truncation_strategy", "loss_scale", "response_prefix",
+)  # fmt: skip
+"""Keys of conversations that mean nothing in GRPO; `template` means the same there."""
 DATASET_TYPES = {"pt": ("text", "auto"), "sft": ("instruction", "conversation", "auto")}
 """Types of datasets that a kind of job learns from."""
 
@@ -264,6 +269,13 @@ class _Resolver:
                 self.warnings.append(Violation(f"train.{key}", f"has no effect in a {kind} job, only in GRPO"))
 
     def check_grpo_train(self, train: TrainConfig) -> None:
+        for key in SUPERVISED_ONLY:
+            if getattr(train, key) != TrainConfig.model_fields[key].default:
+                text = "has no effect in GRPO, whose prompts and answers are not those of datasets"
+                self.warnings.append(Violation(f"train.{key}", text))
+        if train.lora and EXPERTS in train.lora_target_modules:
+            text = f"names {EXPERTS}, on which inference serves no adapters in GRPO: leave it out, or set lora: false"
+            self.wrong("train.lora_target_modules", text)
         if train.datasets or train.validation_datasets:
             key = "datasets" if train.datasets else "validation_datasets"
             self.wrong(f"train.{key}", "must be empty in GRPO: prompts come from env in orch.yaml")

@@ -158,6 +158,13 @@ def test_one_output_folder(given: dict[str, Any], train: str, orch: str) -> None
             ["train.max_steps: is required, here or as max_steps of orch.yaml: GRPO has no epochs"],
         ),
         ({"train.datasets": [TEXT]}, ["train.datasets: must be empty in GRPO: prompts come from env in orch.yaml"]),
+        (
+            {"train.lora_target_modules": ["all", "experts"]},
+            [
+                "train.lora_target_modules: names experts, on which inference serves no adapters in GRPO: leave it "
+                "out, or set lora: false"
+            ],
+        ),
         ({"train.early_stop": True}, ["train.early_stop: is for PT and SFT: a GRPO job ends after max_steps"]),
         (
             {"train.recipe": "fp8_hybrid"},
@@ -214,6 +221,10 @@ def test_equal_values_agree_however_they_are_spelled() -> None:
             {"train.torch_dtype": "float32", "infer.dtype": "bfloat16"},
             "infer.dtype: is 'bfloat16', and train.torch_dtype is 'float32': sampler and trainer compute in different "
             "precisions, so their logprobs differ",
+        ),
+        (
+            {"train.system": "Be brief."},
+            "train.system: has no effect in GRPO, whose prompts and answers are not those of datasets",
         ),
         (
             {"train.use_cuda_graphs": True},
