@@ -27,7 +27,9 @@ class Replica:
         self._inference = InferenceServicer()
         self._updates: Updates | None = None
         self.staging = Staging(ttl=settings.update_ttl, check=self._check)
-        servicer = WeightUpdateServicer(self.staging, self._commit)
+        self._whole = False
+        self._current = not settings.await_weights
+        servicer = WeightUpdateServicer(self.staging, self._commit, self._confirm)
         server.add(inference_pb2_grpc.add_InferenceServiceServicer_to_server, self._inference, NAME, serving=False)
         server.add(weights_pb2_grpc.add_WeightUpdateServiceServicer_to_server, servicer, UPDATES_NAME, serving=False)
 
@@ -46,13 +48,25 @@ class Replica:
         self._set_serving(False)
 
     def _set_serving(self, whole: bool) -> None:
-        self._server.set_serving(NAME, whole)
+        self._whole = whole
+        self._show()
+
+    def _confirm(self) -> None:
+        """The served version is the one to serve."""
+        self._current = True
+        self._show()
+
+    def _show(self) -> None:
+        self._server.set_serving(NAME, self._whole and self._current)
 
     def _check(self, manifest: weights_pb2.WeightManifest) -> None:
         self._loaded().check(manifest)
 
     async def _commit(self, staged: StagedUpdate) -> timedelta:
-        return await self._loaded().commit(staged)
+        pause = await self._loaded().commit(staged)
+        if staged.manifest.kind != weights_pb2.WEIGHT_KIND_BASE:  # after a base come the adapters
+            self._confirm()
+        return pause
 
     def _loaded(self) -> Updates:
         if self._updates is None:

@@ -64,6 +64,10 @@ class InferenceSettings(ServiceSettings):
     """Keep the image of the last full update in memory, so that delta updates can build on it. On the checkpoint as
     loaded they can always build."""
 
+    await_weights: bool = False
+    """Report SERVING only when the weights to serve are there: after a push, or when somebody has confirmed those of
+    the model as loaded. For replicas that an orchestrator keeps."""
+
     update_ttl: float = Field(600.0, gt=0)
     """Seconds after which a weight update to which nothing arrives any more is dropped."""
 

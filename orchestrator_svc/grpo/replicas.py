@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker, WorkerFailedError
-from surogate.errors import FailedPreconditionError, InternalError, SurogateError, UnavailableError
+from surogate.errors import FailedPreconditionError, InternalError, SurogateError, UnavailableError, UnimplementedError
 from surogate.rpc.status import from_status
 from surogate.telemetry.log import get_logger
-from surogate.v1 import inference_pb2, inference_pb2_grpc, trainer_pb2
+from surogate.v1 import inference_pb2, inference_pb2_grpc, trainer_pb2, weights_pb2, weights_pb2_grpc
+
+if TYPE_CHECKING:
+    import grpc.aio
 
 PUSH_ATTEMPTS = 5
 """Times that a push to a replica is tried before the failure is final."""
@@ -31,6 +34,7 @@ QUEUE_FACTOR = 2
 """Rollouts given to a replica at once, as a multiple of the sequences that it generates at once."""
 
 Stub: TypeAlias = "inference_pb2_grpc.InferenceServiceAsyncStub"
+Updates: TypeAlias = "weights_pb2_grpc.WeightUpdateServiceAsyncStub"
 _log = get_logger("orchestrator")
 
 
@@ -259,6 +263,7 @@ class Replicas:
                 await self._give_base(replica, model)
             if model.policy_version < self._source.step:
                 _raise_error(await self._source.push([replica.worker.address]))
+            await _confirm(await replica.worker.channel(), self._source.step)
             replica.worker.policy_version = self._source.step
             replica.model = model
             replica.capacity = QUEUE_FACTOR * model.max_num_seqs or replica.capacity
@@ -293,6 +298,13 @@ class Replicas:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+async def _confirm(channel: grpc.aio.Channel, version: int) -> None:
+    """Tells a replica that it serves what it is to serve, for those who look at its health."""
+    stub: Updates = weights_pb2_grpc.WeightUpdateServiceStub(channel)
+    with suppress(UnimplementedError):  # a replica of before
+        await stub.ConfirmWeights(weights_pb2.ConfirmWeightsRequest(version=version))
 
 
 def _raise_error(response: trainer_pb2.PushWeightsResponse) -> None:

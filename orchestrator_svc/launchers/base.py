@@ -34,10 +34,11 @@ Component = Literal["trainer", "inference", "reward"]
 
 HEALTH_SERVICE: Mapping[Component, str] = {
     "trainer": "surogate.v1.TrainerService",
-    "inference": "surogate.v1.InferenceService",
+    "inference": "surogate.v1.WeightUpdateService",
     "reward": "surogate.v1.RewardService",
 }
-"""Name under which each component answers health checks: SERVING means that it can be used."""
+"""Name under which each component answers health checks: SERVING means that it can be called. An inference replica can
+be given weights then; whether it has those of now is for the orchestrator to see to."""
 
 Run: TypeAlias = tuple[str, str]
 """A job by its id and its uid, which tells it from an earlier one of the same id."""

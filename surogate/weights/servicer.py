@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from google.protobuf import empty_pb2
 
-from surogate.errors import InvalidInputError
+from surogate.errors import FailedPreconditionError, InvalidInputError
 from surogate.v1 import weights_pb2, weights_pb2_grpc
 from surogate.weights import metrics
 from surogate.weights.staging import Commit, Staging, Update
@@ -17,11 +17,15 @@ SERVICE = "surogate.v1.WeightUpdateService"
 
 
 class WeightUpdateServicer(weights_pb2_grpc.WeightUpdateServiceServicer):
-    """Takes updates into `staging` and hands each that is committed to `commit`."""
+    """Takes updates into `staging` and hands each that is committed to `commit`.
 
-    def __init__(self, staging: Staging, commit: Commit) -> None:
+    `confirm()` is called when somebody says that the served version is the one to serve.
+    """
+
+    def __init__(self, staging: Staging, commit: Commit, confirm: Callable[[], None] | None = None) -> None:
         self._staging = staging
         self._commit = commit
+        self._confirm = confirm
 
     async def CreateWeightUpdate(  # noqa: N802
         self, request: weights_pb2.CreateWeightUpdateRequest, _context: Any
@@ -67,3 +71,18 @@ class WeightUpdateServicer(weights_pb2_grpc.WeightUpdateServiceServicer):
     ) -> weights_pb2.WeightUpdate:
         """Returns an update."""
         return self._staging.get(request.update_id).to_proto()
+
+    async def ConfirmWeights(  # noqa: N802
+        self, request: weights_pb2.ConfirmWeightsRequest, _context: Any
+    ) -> empty_pb2.Empty:
+        """Takes note that the served version is the one to serve."""
+        served = self._staging.served_version
+        if request.version != served:
+            raise FailedPreconditionError(
+                f"policy version {served} is served, not {request.version}",
+                reason="STALE_POLICY",
+                metadata={"served": str(served), "asked": str(request.version)},
+            )
+        if self._confirm is not None:
+            self._confirm()
+        return empty_pb2.Empty()

@@ -150,6 +150,7 @@ def register(server: RpcServer, trainer: InstantTrainer, inference: InstantInfer
         (reward_pb2_grpc.add_EnvironmentServiceServicer_to_server, reward, "EnvironmentService"),
     ):
         server.add(add, servicer, f"surogate.v1.{name}")
+    server.set_serving("surogate.v1.WeightUpdateService", True)  # what an orchestrator waits for
 
 
 @asynccontextmanager

@@ -7,14 +7,20 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from google.protobuf.empty_pb2 import Empty
 
 from orchestrator_svc.grpo.replicas import Replicas, ReplicasLostError
 from orchestrator_svc.launchers.base import READY_TIMEOUT
+from orchestrator_svc.launchers.static import StaticWorker
 from surogate.errors import FailedPreconditionError, UnavailableError
+from surogate.rpc.channel import ClientSecurity
+from surogate.rpc.server import RpcServer
 from surogate.rpc.status import to_status
-from surogate.v1 import trainer_pb2
-from tests.helpers.grpo_fakes import FakeInference, serving_fakes
+from surogate.v1 import inference_pb2_grpc, trainer_pb2, weights_pb2, weights_pb2_grpc
+from surogate.weights.servicer import SERVICE as UPDATES
+from tests.helpers.grpo_fakes import FakeInference, Hooks, serving_fakes
 from tests.helpers.grpo_job import FakeWorker
+from tests.helpers.rpc import serving
 
 
 class ComingBack(FakeWorker):
@@ -141,3 +147,30 @@ async def test_a_replica_with_the_base_of_another_job_is_refused(one: One) -> No
     with pytest.raises(ReplicasLostError, match=r"has been given the base another-job, .* restart the replica"):
         async with asyncio.timeout(30), one.replicas.lease(1):
             pass
+
+
+async def test_a_replica_that_serves_nothing_until_it_is_pushed_is_not_waited_for() -> None:
+    """Its last commit failed, or it has just started in a pod: it reports NOT_SERVING, and can be given weights."""
+    inference = FakeInference(Hooks())
+    confirmed: list[int] = []
+
+    class Updates(weights_pb2_grpc.WeightUpdateServiceServicer):
+        async def ConfirmWeights(self, request: weights_pb2.ConfirmWeightsRequest, context: object) -> Empty:
+            confirmed.append(request.version)
+            return Empty()
+
+    def register(server: RpcServer) -> None:
+        add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
+        server.add(add, inference, "surogate.v1.InferenceService", serving=False)
+        server.add(weights_pb2_grpc.add_WeightUpdateServiceServicer_to_server, Updates(), UPDATES)
+
+    async with serving(register) as server:
+        worker = StaticWorker("inference", 0, server.address, ClientSecurity(), 5.0)
+        source = One(ComingBack(server.address), inference)
+        source.step = 2
+        replicas = Replicas([worker], source)
+        async with asyncio.timeout(5):
+            await replicas.start()
+        assert (inference.version, confirmed) == (2, [2])
+        await replicas.close()
+        await worker.close()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from inference_svc.replica import Replica
+from inference_svc.replica import UPDATES_NAME, Replica
 from inference_svc.service import NAME
 from inference_svc.settings import InferenceSettings
 from surogate import errors
@@ -244,3 +244,22 @@ async def test_after_a_base_that_could_not_be_loaded_no_adapter_is_taken(tmp_pat
         with pytest.raises(errors.FailedPreconditionError) as refused:
             await pusher.create(pusher.manifest(1, LORA, ADAPTER, adapter_config_json=config(), base_id="a"))
         assert refused.value.reason == "BASE_REPLACED"
+
+
+async def test_a_replica_that_awaits_its_weights_serves_when_they_are_there(tmp_path: Path) -> None:
+    async with pushing(tmp_path, await_weights=True) as pusher:
+        assert await is_serving(pusher.channel, UPDATES_NAME), "it can be given weights"
+        assert not await pusher.serving()
+        await pusher.push(pusher.manifest(0, BASE, MODEL, base_id="a"))
+        assert not await pusher.serving(), "the adapter is yet to come"
+        await pusher.push(pusher.manifest(3, LORA, ADAPTER, adapter_config_json=config(), base_id="a"))
+        assert await pusher.serving()
+
+
+async def test_a_replica_that_awaits_its_weights_is_told_that_it_has_them(tmp_path: Path) -> None:
+    async with pushing(tmp_path, await_weights=True) as pusher:
+        with pytest.raises(errors.FailedPreconditionError, match="version 0 is served, not 2"):
+            await pusher.stub.ConfirmWeights(weights_pb2.ConfirmWeightsRequest(version=2))
+        assert not await pusher.serving()
+        await pusher.stub.ConfirmWeights(weights_pb2.ConfirmWeightsRequest(version=0))
+        assert await pusher.serving()

@@ -76,6 +76,7 @@ class GrpoPods:
                 self.replicas[f"{pod['status']['podIP']}:{PORT}"] = replica
                 add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
                 server.add(add, replica, "surogate.v1.InferenceService")
+                server.set_serving("surogate.v1.WeightUpdateService", True)
             case "reward":
                 reward = grpo_fakes.FakeReward(self.hooks)
                 add = reward_pb2_grpc.add_RewardServiceServicer_to_server

@@ -153,7 +153,7 @@ def test_a_new_replica_gets_calls_within_45_seconds() -> None:
 def test_probes_ask_for_services_that_there_are() -> None:
     from orchestrator_svc.launchers.base import HEALTH_SERVICE
 
-    services = {**HEALTH_SERVICE, "orchestrator": "surogate.v1.JobService"}
+    services = {**HEALTH_SERVICE, "inference": "surogate.v1.InferenceService", "orchestrator": "surogate.v1.JobService"}
     for pod in our_pods("overlays/gpu-multinode"):
         container = pod.service_containers()[0]
         assert container["readinessProbe"]["grpc"]["service"] == services[pod.labels["app.kubernetes.io/component"]]

@@ -205,6 +205,8 @@ class Manifests:
         }
         if spec.config is not None:
             found[f"{prefix}CONFIG"] = f"{CONFIG_FOLDER}/{CONFIG_FILE}"
+        if spec.component == "inference":
+            found[f"{prefix}AWAIT_WEIGHTS"] = "true"
         if nodes > 1:
             rank = {"fieldRef": {"fieldPath": f"metadata.annotations['{names.COMPLETION_INDEX}']"}}
             found |= {
