@@ -326,7 +326,7 @@ floats = st.floats(min_value=0, max_value=1e6, allow_subnormal=False)
             "train.sequence_len": st.integers(2, 2**20),
             "train.lora": st.booleans(),
             "train.lr_scheduler_type": st.sampled_from(["linear", "cosine", "wsd", "constant"]),
-            "train.run_name": st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+            "train.run_name": st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1),
             "train.loss": st.sampled_from([{}, {"type": "gspo"}, {"geo_mask_low": 0.5}, {"kl_tau": 0.1}]),
             "infer.dp": st.integers(1, 64),
             "orch.sampling.temperature": st.floats(1e-3, 10),
