@@ -261,10 +261,14 @@ class Replicas:
                 )
             if model.base_id != self._source.base_id:
                 await self._give_base(replica, model)
-            if model.policy_version < self._source.step:
-                _raise_error(await self._source.push([replica.worker.address]))
-            await _confirm(await replica.worker.channel(), self._source.step)
-            replica.worker.policy_version = self._source.step
+            version = model.policy_version
+            if version < self._source.step:
+                response = await self._source.push([replica.worker.address])
+                _raise_error(response)
+                version = response.version
+            # Perhaps a step was trained meanwhile: its push comes next, to this replica too.
+            await _confirm(await replica.worker.channel(), version)
+            replica.worker.policy_version = version
             replica.model = model
             replica.capacity = QUEUE_FACTOR * model.max_num_seqs or replica.capacity
             replica.stub = stub

@@ -122,15 +122,17 @@ class Trainer:
 
     async def push(self, targets: Sequence[str]) -> trainer_pb2.PushWeightsResponse:
         """Gives the weights after the last step to replicas. What went wrong at a replica is in the response."""
-        return await self._push(targets, self.step)
+        return await self._push(targets, lambda: self.step)
 
     async def push_base(self, targets: Sequence[str]) -> trainer_pb2.PushWeightsResponse:
         """Gives the base under the adapters to replicas that serve version 0."""
-        return await self._push(targets, 0)
+        return await self._push(targets, lambda: 0)
 
-    async def _push(self, targets: Sequence[str], version: int) -> trainer_pb2.PushWeightsResponse:
+    async def _push(self, targets: Sequence[str], version: Callable[[], int]) -> trainer_pb2.PushWeightsResponse:
+        """`version()` is asked when the call's turn has come: a step may be trained before."""
+
         async def call(stub: Stub) -> trainer_pb2.PushWeightsResponse:
-            request = trainer_pb2.PushWeightsRequest(session_id=self._id, targets=targets, version=version)
+            request = trainer_pb2.PushWeightsRequest(session_id=self._id, targets=targets, version=version())
             return await stub.PushWeights(request)
 
         return await self._calling(call)

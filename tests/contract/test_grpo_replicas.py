@@ -149,13 +149,24 @@ async def test_a_replica_with_the_base_of_another_job_is_refused(one: One) -> No
             pass
 
 
-async def test_a_replica_that_serves_nothing_until_it_is_pushed_is_not_waited_for() -> None:
+class Moving(One):
+    """A trainer that has done one more step whenever its weights were pushed."""
+
+    async def push(self, targets: Sequence[str]) -> trainer_pb2.PushWeightsResponse:
+        response = await super().push(targets)
+        self.step += 1
+        return response
+
+
+@pytest.mark.parametrize("trainer", [One, Moving])
+async def test_a_replica_that_serves_nothing_until_it_is_pushed_is_not_waited_for(trainer: type[One]) -> None:
     """Its last commit failed, or it has just started in a pod: it reports NOT_SERVING, and can be given weights."""
     inference = FakeInference(Hooks())
     confirmed: list[int] = []
 
     class Updates(weights_pb2_grpc.WeightUpdateServiceServicer):
         async def ConfirmWeights(self, request: weights_pb2.ConfirmWeightsRequest, context: object) -> Empty:
+            assert request.version == inference.version
             confirmed.append(request.version)
             return Empty()
 
@@ -166,7 +177,7 @@ async def test_a_replica_that_serves_nothing_until_it_is_pushed_is_not_waited_fo
 
     async with serving(register) as server:
         worker = StaticWorker("inference", 0, server.address, ClientSecurity(), 5.0)
-        source = One(ComingBack(server.address), inference)
+        source = trainer(ComingBack(server.address), inference)
         source.step = 2
         replicas = Replicas([worker], source)
         async with asyncio.timeout(5):

@@ -85,6 +85,26 @@ def test_a_job_trains_to_its_end(undisturbed: tuple[GrpoShell, str]) -> None:
     assert (shell.out / "plots" / "reward.png").exists()
 
 
+@pytest.mark.slow
+def test_a_job_over_a_quantised_base_samples_from_it_also_after_its_replica_and_its_trainer_died(
+    shell: GrpoShell,
+) -> None:
+    """The replica starts on the model as it is, and is given the base over gRPC: no folder of the trainer's is read."""
+    process = shell.start(*write_grpo_files(shell.folder, train={"qlora_bnb": True}))
+    until_step(process, 3)
+    shell.kill("-m inference_svc")
+    until_step(process, 5)
+    shell.kill("trainer_svc.worker")
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err + out
+    lines = read_metrics(shell.out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == STEPS
+    assert all(line["mismatch_kl"] < 1e-9 for line in lines), "step 1 too, whose rollouts are those of the base"
+    assert lines[0]["canary/max_abs_diff"] <= 1e-5
+    assert not [path.name for path in shell.out.iterdir() if "base" in path.name and path.is_dir()]
+    assert (shell.out / "base_quantization.json").exists()
+
+
 def test_after_a_kill_of_the_command_nothing_is_left_and_the_same_command_goes_on(shell: GrpoShell, rows: Rows) -> None:
     arguments = write_grpo_files(shell.folder)
     process = shell.start(*arguments)
