@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from surogate.cli.exits import OK, usage
@@ -22,6 +22,8 @@ from surogate.rollouts import SCHEMA, TEXT_COLUMNS, num_sampled, read_steps, wri
 
 Row = dict[str, Any]
 _WIDTH = 48
+_ID_WIDTH = 14
+"""An id is shown whole, however narrow the terminal is: `show` wants it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,15 @@ def list_rollouts(output_dir: Path, chosen: Selection, *, sort: str, limit: int,
     if as_json:
         _write_json(found)
         return OK
-    table = Table("step", "rollout", "environment", "reward", "fate", "prompt", "completion")
+    table = Table(
+        "step",
+        Column("rollout", min_width=_ID_WIDTH),
+        "environment",
+        "reward",
+        "fate",
+        "prompt",
+        "completion",
+    )
     for row in found:
         cells = (
             str(row["step"]),

@@ -114,6 +114,12 @@ def test_list_shows_the_newest_the_best_and_the_worst(stored: Path) -> None:
     assert "[bold]9[/bold]" in table, "what a model wrote is never markup"
 
 
+def test_list_shows_ids_whole_in_a_narrow_terminal(tmp_path: Path) -> None:
+    write_step(tmp_path, 1, [row(1, 3, rollout_id="000000007-0003", prompt=json.dumps([]), completion="x" * 500)])
+    shown = CliRunner().invoke(app, ["rollouts", "list", str(tmp_path)], env={"COLUMNS": "80"}).output
+    assert "000000007-0003" in shown, "`rollouts show` wants the id"
+
+
 def test_show_prints_one_whole_and_names_one_that_is_not_there(stored: Path) -> None:
     shown = run("show", stored, "000000011-9").stdout
     assert "[bold]9[/bold]" in shown
