@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -107,6 +108,10 @@ def _etcd(assets: Path, folder: Path, stack: ExitStack) -> str:
         "unsafe-no-fsync": "true",
     }
     _program(assets / "etcd", folder, stack, flags, lambda: _answers(clients))
+    for _ in range(3):  # so that the API server's first version, from which no watch can begin, is not 1
+        put = json.dumps({"key": "c3Vyb2dhdGU=", "value": ""}).encode()
+        with urllib.request.urlopen(f"{clients}/v3/kv/put", data=put, timeout=10) as answer:
+            answer.read()
     return clients
 
 
