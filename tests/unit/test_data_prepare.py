@@ -381,3 +381,26 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     write_jsonl(folder / "b.jsonl", [{"text": "x", "more": 1}])
     with pytest.raises(ConfigError, match="its files differ in columns"):
         prepared({"path": str(folder), "type": "text"})
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    from transformers import Qwen3Config
+
+    from trainer_svc.worker.tokenizer import load_tokenizer
+
+    Qwen3Config(vocab_size=300).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.model: .* has no tokenizer"):
+        load_tokenizer(TrainConfig.model_validate({"model": str(tmp_path)}))
+
+
+def test_weights_of_another_shape_than_the_configuration_are_told(tmp_path: Path) -> None:
+    from tests.helpers.tiny import make_tiny_model
+    from trainer_svc.worker.modeling import load_model
+
+    make_tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["intermediate_size"] *= 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    train = TrainConfig.model_validate({"model": str(tmp_path), "torch_dtype": "float32", "sequence_len": 16})
+    with pytest.raises(ConfigError, match=r"train\.model: .* the weights have other shapes than config\.json says"):
+        load_model(train)

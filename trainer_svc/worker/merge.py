@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import warnings
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    for name in ("torchao", "torch.utils._pytree"):  # what they lack, and what they will change, is not the user's
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         base = check(given.adapter, given.base, given.output)
         with warnings.catch_warnings():

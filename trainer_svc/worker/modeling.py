@@ -163,6 +163,8 @@ def _is_adapter(path: Path) -> bool:
 
 def _unreadable(name: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "ignore_mismatched_sizes" in first:
+        first = "the weights have other shapes than config.json says; one of the two is of another model"
     where = "the folder" if is_local(name) else "the Hugging Face hub (is it spelt right, and is the hub reachable?)"
     return f"could not load {name} from {where}: {first}"
 

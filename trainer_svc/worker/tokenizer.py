@@ -21,6 +21,9 @@ def load_tokenizer(train: TrainConfig) -> PreTrainedTokenizerBase:
         raise config_error("model", f"{path} has no tokenizer that could be loaded: {first}") from error
     if not tokenizer.is_fast:
         raise config_error("model", f"{path} has no fast tokenizer (tokenizer.json); convert its tokenizer first")
+    if set(tokenizer("a b c", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
+        # For some architectures transformers makes an empty tokenizer where there are no files of one.
+        raise config_error("model", f"{path} has no tokenizer: its files (tokenizer.json) are not there, or are empty")
     if train.template != "auto":
         tokenizer.chat_template = _template(train.template)
     if tokenizer.pad_token is None:
