@@ -98,7 +98,7 @@ class MemoryKeys(ConfigModel):
     """
     lmhead_chunks: Size = 1
     """Parts in which logits and loss are computed, ≥ 1: more parts, less memory for logits. It is a lower bound: no
-    more than 16 MiB of logits are made at a time on CPU, 1 GiB on a GPU.
+    more than 32 MiB of logits are made at a time on CPU, 1 GiB on a GPU.
     """
     offload_optimizer: bool = False
     """Keep the optimiser's state in host memory; each weight's is on the device only while that weight is updated. Same

@@ -99,9 +99,10 @@ async def measure(todo: list[Case], rounds: int) -> list[list[Cell]]:
 async def _row(case: Case, rounds: int, folder: Path) -> list[Cell]:
     size = _prepare(case, folder)
     found: dict[str, dict[str, list[float]]] = {system: defaultdict(list) for system in SYSTEMS}
-    rates = []
+    bound, rates = case.dtype == "float32" and case.model.large, []
     for _ in range(rounds):
-        rates.append(await _gemm_rate())
+        if bound:
+            rates.append(await _gemm_rate(case, folder))
         for system, values in found.items():
             one = await _steps(case, system, folder)
             pairs = list(zip(one["tokens"], one["seconds"], strict=True))[WARM:]
@@ -112,12 +113,10 @@ async def _row(case: Case, rounds: int, folder: Path) -> list[Cell]:
     medians = {s: {what: statistics.median(numbers) for what, numbers in v.items()} for s, v in found.items()}
     packing = max(("bfd", "wrapped"), key=lambda system: medians[system]["speed"])
     us, them = medians["ours"], medians[packing]
-    share = _flops_a_token(case, folder) * us["speed"] / statistics.median(rates)
     row: list[Cell] = [size, "LoRA" if case.lora else "full", case.dtype, case.sequence]
     row += [us["speed"], them["speed"], packing, us["speed"] / them["speed"], AIM, us["peak"], them["peak"]]
     row += [us["first"], them["first"]]
-    bound = case.dtype == "float32" and case.model.large
-    row += [share, GEMM_AIM] if bound else [None, None]
+    row += [_flops_a_token(case, folder) * us["speed"] / statistics.median(rates), GEMM_AIM] if bound else [None, None]
     print(json.dumps(dict(zip(COLUMNS, row, strict=True))), file=sys.stderr, flush=True)
     return row
 
@@ -156,9 +155,9 @@ async def _steps(case: Case, system: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-async def _gemm_rate() -> float:
-    """Operations a second of a large product in float32."""
-    return float(await _output("tests.bench.gemm"))
+async def _gemm_rate(case: Case, folder: Path) -> float:
+    """Operations a second of the step's products, by themselves."""
+    return float(await _output("tests.bench.gemm", str(folder / "model"), str(case.model.tokens)))
 
 
 async def _output(module: str, *flags: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora.layer import Linear as LoraLinear
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -17,6 +18,7 @@ from tests.helpers.engine import open_engine
 from tests.helpers.tiny import make_tiny_adapter, make_tiny_model
 from trainer_svc.worker.engine import Engine
 from trainer_svc.worker.lora import WEIGHTS_FILE
+from trainer_svc.worker.lora_float import FloatLoraLinear
 
 IDS = torch.arange(4, 60)[None]
 
@@ -63,6 +65,22 @@ def test_rank_scale_dropout_and_dtype(folder: Path, tmp_path: Path, name: str, d
     assert {weight.dtype for weight in engine.session.policy.trainable().values()} == {dtype}
     layer: Any = engine.session.policy.model.get_submodule("model.layers.0.mlp.up_proj")
     assert (layer.r["default"], layer.scaling["default"], layer.lora_dropout["default"].p) == (4, 3.0, 0.25)
+
+
+def test_float_layers_compute_what_pefts_do(folder: Path, tmp_path: Path) -> None:
+    ours = opened(folder, tmp_path, adapter_path=str(folder / "adapter"), adapter_init_mode="trainable").session.policy
+    theirs = PeftModel.from_pretrained(base(folder / "model"), folder / "adapter", is_trainable=True)
+    kinds = {type(layer) for layer in ours.model.modules() if isinstance(layer, LoraLinear)}
+    assert kinds == {FloatLoraLinear}
+    found = []
+    for model in (ours.model, theirs.get_base_model()):
+        out = model(IDS).logits
+        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        out.square().mean().backward()
+        found.append((out.detach(), {name: weight.grad for name, weight in weights.items()}))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    with ours.without_adapter():
+        torch.testing.assert_close(logits(ours.model), logits(base(folder / "model")))
 
 
 def test_a_new_adapter_on_a_merged_one_fits_the_base_that_is_written(folder: Path, tmp_path: Path) -> None:

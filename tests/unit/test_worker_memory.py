@@ -159,7 +159,7 @@ def test_frozen_heads_get_no_gradient_and_make_logits_once(monkeypatch: pytest.M
     with Sizes() as sizes:
         policy.summed_logprob(packed).backward()
     assert policy.model.get_output_embeddings().weight.grad is None
-    made = [shape[0] for shape in sizes.products if shape[1] == VOCAB_SIZE]
+    made = [shape[1] for shape in sizes.products if shape[0] == VOCAB_SIZE]
     assert sum(made) == len(packed.targets)
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError
 from tests.helpers.engine import KeepingReporter, open_engine
 from tests.helpers.tiny import make_tiny_model
-from trainer_svc.worker import recipe
+from trainer_svc.worker import modeling, recipe
 from trainer_svc.worker.engine import Engine
 from trainer_svc.worker.narrow import rounded
+from trainer_svc.worker.precision import Precision
 
 STEPS = 12
 
@@ -79,6 +81,29 @@ def test_a_resumed_run_in_bfloat16_gives_the_losses_of_an_unbroken_one(folder: P
 
 def train_of(engine: Engine) -> dict[str, Any]:
     return engine.session.train.model_dump(mode="json", exclude_unset=True)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_cpu_without_bfloat16_computes_bfloat16_models_in_float32(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool
+) -> None:
+    monkeypatch.setattr(modeling, "has_bfloat16", lambda device: False)
+    make_tiny_model(tmp_path / "half", dtype="bfloat16")
+    keys = {"model": str(tmp_path / "half"), "lora": lora, "lora_dropout": 0.0}
+    losses = []
+    for dtype in ("float32", "auto"):
+        engine, reporter = opened(folder, tmp_path / dtype, torch_dtype=dtype, max_steps=3, **keys)
+        assert {weight.dtype for weight in engine.session.policy.model.parameters()} == {torch.float32}
+        engine.run()
+        losses.append(reporter.losses)
+    assert losses[0] == losses[1]
+    (file,) = (tmp_path / "auto").glob("*model.safetensors")
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float32 if lora else torch.bfloat16}
+
+
+def test_a_master_in_bfloat16_stays_so_on_a_cpu_without_it() -> None:
+    precision = Precision.of("bfloat16", None, torch.bfloat16, has_bfloat16=False)
+    assert (precision.trained, precision.autocast) == (torch.bfloat16, torch.bfloat16)
 
 
 def test_small_steps_are_not_lost() -> None:

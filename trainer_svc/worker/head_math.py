@@ -5,7 +5,7 @@ Legend: m positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from trainer_svc.worker.compiler import can_compile
 
 BLOCK_ELEMENTS = 1 << 18
-"""Logits that a CPU works off at a time: 1 MiB of float32."""
+"""Logits of a chunk of which a CPU keeps something beside them: 1 MiB of float32."""
 
 
 def statistics(
@@ -22,20 +22,13 @@ def statistics(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """logits [m, V] → logprob of each target, log of the sum of exponentials, and entropy (zeros unless asked for).
 
-    All [m], in float32 at the least, of logits divided by `temperature[m]`.
+    All [m], in float32 at the least, of logits divided by `temperature[m]`. Uses the logits up.
     """
-    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     if _compiles(logits):
+        found: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
         found = _compiled(_statistics)(logits, targets, temperature, with_entropy)
-    elif logits.is_cuda:
-        found = _statistics(logits, targets, temperature, with_entropy)
-    else:
-        parts = [
-            _statistics(logits[rows], targets[rows], None if temperature is None else temperature[rows], with_entropy)
-            for rows in _blocks(logits)
-        ]
-        found = (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts]))
-    return found
+        return found
+    return _statistics_in_place(logits, targets, temperature, with_entropy)
 
 
 def coefficients_to_gradient(
@@ -61,23 +54,13 @@ def logprobs_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[
         from trainer_svc.worker.head_kernel import logprobs_and_gradient_  # Triton, which a CPU may be without
 
         return logprobs_and_gradient_(logits, targets)
-    logprobs = []
-    for rows in _blocks(logits):
-        part, at_target = _wide(logits[rows]), targets[rows, None]
-        chosen, largest = part.gather(1, at_target), part.amax(1, keepdim=True)
-        total = part.sub_(largest).exp_().sum(1, keepdim=True)
-        logprobs.append((chosen - largest - total.log()).squeeze(1))
-        part.div_(total.neg_())
-        part.scatter_(1, at_target, part.gather(1, at_target) + 1)
-        if part.dtype != logits.dtype:
-            logits[rows] = part
-    return torch.cat(logprobs), logits
-
-
-def _blocks(logits: torch.Tensor) -> Iterator[slice]:
-    """Rows that are worked off together: few enough that one pass finds in the cache what the one before left."""
-    count = max(1, BLOCK_ELEMENTS // logits.shape[1])
-    return (slice(start, start + count) for start in range(0, len(logits), count))
+    wide, at_target = _wide(logits), targets[:, None]
+    chosen, largest = wide.gather(1, at_target), wide.amax(1, keepdim=True)
+    total = wide.sub_(largest).exp_().sum(1, keepdim=True)
+    logprobs = (chosen - largest - total.log()).squeeze(1)
+    wide.div_(total.neg_())
+    wide.scatter_(1, at_target, wide.gather(1, at_target) + 1)
+    return logprobs, wide.to(logits.dtype)
 
 
 def _statistics(
@@ -91,6 +74,25 @@ def _statistics(
     relative = wide - lse[:, None]
     entropy = -(relative.exp() * relative.clamp(min=-1e4)).sum(-1)  # impossible tokens are -inf: 0·(-1e4), not 0·(-inf)
     return logprobs, lse, entropy
+
+
+def _statistics_in_place(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: torch.Tensor | None, with_entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same with little further memory."""
+    wide = _wide(logits)
+    if temperature is not None:
+        wide.div_(temperature.to(wide.dtype)[:, None])
+    chosen, largest = wide.gather(1, targets[:, None]).squeeze(1), wide.amax(1)
+    total, weighted = torch.zeros_like(largest), torch.zeros_like(largest)
+    for relative in torch.split(wide.sub_(largest[:, None]), max(1, BLOCK_ELEMENTS // len(wide)), dim=1):
+        weights = relative.exp()
+        total += weights.sum(1)
+        if with_entropy:
+            weighted += weights.mul_(relative.clamp_(min=-1e4)).sum(1)  # of impossible tokens 0·(-1e4), not 0·(-inf)
+    lse = largest + total.log()
+    entropy = total.log() - weighted / total if with_entropy else weighted
+    return chosen - lse, lse, entropy
 
 
 def _gradient(

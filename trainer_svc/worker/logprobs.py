@@ -17,10 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer_svc.worker.head_math import coefficients_to_gradient, logprobs_and_gradient, statistics
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
-"""Logits held at a time, by kind of device: 16 MiB of float32 stay near the cores of a CPU, and 1 GiB keeps a GPU's
-matrix products large.
-"""
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""Logits held at a time, by kind of device: 32 MiB and 1 GiB of float32; products with fewer of them are slow."""
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 """Hidden states [m, E] → logits [m, V]."""
@@ -162,16 +160,22 @@ class _SummedLogprob(torch.autograd.Function):
 
 
 class _Logits:
-    """Chunks of logits, all in the same memory: what the one before held is gone with the next."""
+    """Chunks of logits, all in the same memory: what the one before held is gone with the next.
+
+    On a CPU they lie vocabulary by vocabulary, [V, m]: the products with them take a third less time so.
+    """
 
     def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, size: int) -> None:
-        self._states, self._matrix = hidden.detach(), weight.detach().T
-        self._memory = hidden.new_empty(min(size, len(hidden)), weight.shape[0])
+        self._states, self._matrix = hidden.detach(), weight.detach()
+        self._memory = hidden.new_empty(min(size, len(hidden)) * len(weight))
 
     def __call__(self, part: slice) -> torch.Tensor:
         """Logits [m, V] of positions `part`."""
-        states = self._states[part]
-        return torch.mm(states, self._matrix, out=self._memory[: len(states)])
+        states, (vocab, _) = self._states[part], self._matrix.shape
+        memory = self._memory[: len(states) * vocab]
+        if states.is_cuda:
+            return torch.mm(states, self._matrix.T, out=memory.view(-1, vocab))
+        return torch.mm(self._matrix, states.T, out=memory.view(vocab, -1)).T
 
 
 class _Gradient:

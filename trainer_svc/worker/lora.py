@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
 from surogate.storage.fetch import local
+from trainer_svc.worker.lora_float import use_float_layers
 from trainer_svc.worker.lora_targets import adapted_name, bare, is_adapters, targets
 from trainer_svc.worker.modeling import config_error
 from trainer_svc.worker.paths import is_local
@@ -52,6 +53,7 @@ def attach(model: PreTrainedModel, train: TrainConfig, *, dropout: float) -> Pef
         raise config_error("lora_target_modules", _first_line(error)) from error
     adapter.peft_config["default"].base_model_name_or_path = base_name(train)
     _set_dtype(adapter, train.lora_dtype)
+    use_float_layers(model, adapter)
     return adapter
 
 

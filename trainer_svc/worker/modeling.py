@@ -13,7 +13,7 @@ from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, Violation
 from trainer_svc.worker.attention import use_packed_attention
 from trainer_svc.worker.paths import is_local, model_source
-from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.precision import Precision, has_bfloat16
 from trainer_svc.worker.quantized.loading import read_quantized
 from trainer_svc.worker.quantized.record import Quantization
 
@@ -52,7 +52,9 @@ def load_model(
     """
     config = load_model_config(train)
     trained = torch.bfloat16 if train.master_dtype == "bf16" else torch.float32
-    precision = Precision.of(train.torch_dtype, getattr(config, "dtype", None), trained)
+    precision = Precision.of(
+        train.torch_dtype, getattr(config, "dtype", None), trained, has_bfloat16=has_bfloat16(device(train))
+    )
     if source is not None and _stored_in(config) is not None:
         del config.quantization_config  # a checkpoint has plain weights
     if precision.autocast is None and trained == torch.bfloat16:

@@ -75,13 +75,8 @@ def _adamw(weights: Weights, train: TrainConfig, zero: bool) -> torch.optim.Opti
         lr=train.learning_rate,
         betas=(train.adamw_beta1, train.adamw_beta2),
         eps=train.adamw_epsilon,
-        **_one_kernel(weights),
+        fused=True,
     )
-
-
-def _one_kernel(weights: Weights) -> dict[str, bool]:
-    """On CUDA all weights are updated by one kernel, elsewhere by a few operations on lists."""
-    return {"fused" if all(weight.is_cuda for weight in weights.values()) else "foreach": True}
 
 
 def _adamw_8bit(weights: Weights, train: TrainConfig, zero: bool) -> torch.optim.Optimizer:
