@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from surogate.errors import DataLossError
 from tests.helpers.engine import open_engine
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.tiny import make_tiny_model, make_tiny_tokenizer
 from tests.unit.test_worker_grpo import samples
 from trainer_svc.worker import checkpoint as module
 from trainer_svc.worker.checkpoint_folders import newest_good, verify
+from trainer_svc.worker.files import new_folder
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A disk that refuses: writing more than `size` bytes into a file fails, whoever writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("content", ["weights", "tokenizer"])
+def test_a_disk_that_refuses_is_told_alike_whoever_writes(tmp_path: Path, content: str) -> None:
+    tokenizer = make_tiny_tokenizer()
+    refused = pytest.raises(OSError, match="File too large")
+    with files_of_at_most(1000), refused as caught, new_folder(tmp_path / "new") as folder:
+        if content == "weights":
+            save_file({"w": torch.zeros(10_000)}, folder / "w.safetensors")
+        else:
+            tokenizer.save_pretrained(folder)
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_trouble_leaves_the_previous_checkpoint_and_is_reported(
@@ -31,6 +61,8 @@ def test_trouble_leaves_the_previous_checkpoint_and_is_reported(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     engine.train_step(2, samples(2))
+    with files_of_at_most(20_000), pytest.raises(DataLossError, match="the checkpoints before it are good"):
+        engine.checkpoint(final=False)
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_file", full)
         with pytest.raises(DataLossError, match="No space left on device; the checkpoints before it are good") as error:

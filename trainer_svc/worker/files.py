@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from trainer_svc.worker.quantized.record import Quantization
 
 TEMPORARY = ".tmp-"
 """Names of folders and files that are not complete begin so."""
+
+RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How safetensors and tokenizers tell that the disk refused: by exceptions of their own, the number in the text."""
 
 
 @contextmanager
@@ -37,8 +41,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         remove_folder(path)
         temporary.rename(path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        refused = RUST_OS_ERROR.search(str(error))
+        if refused is not None and not isinstance(error, OSError):
+            raise OSError(int(refused[1]), str(error)) from error
         raise
 
 
