@@ -85,7 +85,9 @@ class SessionRecord:
         """A session is loaded: `session.step` steps are behind it, and those after them come (again)."""
         self._max_steps = session.max_steps
         await asyncio.to_thread(self._metrics.truncate, session.step)
-        if self._ctx.resumed or self.step or session.step:
+        if not (self._ctx.resumed or self.step) and 0 < session.max_steps <= session.step:
+            await self._tell_done(session)
+        elif self._ctx.resumed or self.step or session.step:
             await self._tell_resume(session)
         self.step = max(self.step, session.step)
         begun = {"checkpoint": session.checkpoint, "checkpoint_step": session.checkpoint_step}
@@ -146,6 +148,15 @@ class SessionRecord:
                     done = event.evaluation
                     line = {"step": done.step, "environment": _VALIDATION, **dict(done.metrics)}
                     file.write(json.dumps(line) + "\n")
+
+    async def _tell_done(self, session: trainer_pb2.Session) -> None:
+        """Says that a new job found the checkpoint of an earlier run with nothing left to train."""
+        await self._ctx.notice(
+            f"the checkpoint of step {session.step} is there already, and max_steps is {session.max_steps}: nothing is "
+            "trained. To begin anew set another output_dir, or resume_from_checkpoint: false",
+            component="trainer",
+            warning=True,
+        )
 
     async def _tell_resume(self, session: trainer_pb2.Session) -> None:
         where = f"the checkpoint of step {session.step}" if session.step else "the beginning"

@@ -89,6 +89,17 @@ async def test_a_dead_training_worker_is_replaced_and_goes_on_from_its_checkpoin
     assert notices[1] == "training goes on from the checkpoint of step 2; 1 steps are trained again"
 
 
+async def test_a_run_that_was_done_already_says_so(orchestrator: Orchestrator) -> None:
+    job = await orchestrator.create(sft_config(max_steps=4, output_dir="done"))
+    await orchestrator.ended(job.name)
+    again = await orchestrator.create(sft_config(max_steps=3, output_dir="done"))
+    history = await orchestrator.history(again.name)
+    assert (await orchestrator.get(again.name)).state == State.STATE_SUCCEEDED
+    told = [event.notice.text for event in history if event.notice.component == "trainer"]
+    assert told[0].startswith("the checkpoint of step 4 is there already, and max_steps is 3: nothing is trained.")
+    assert steps_of(history) == []
+
+
 async def test_an_error_that_would_come_again_is_not_tried_again(orchestrator: Orchestrator) -> None:
     job = await orchestrator.create(sft_config("diverges"))
     ended = await orchestrator.ended(job.name)
