@@ -25,6 +25,7 @@ NAMES = (
     "grpo_large",
     "reward",
     "reward_loop",
+    "scale",
     "trainer",
     "trainer_gpu",
 )

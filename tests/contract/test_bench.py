@@ -47,7 +47,7 @@ def test_the_bench_for_a_card_runs_on_a_cpu_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # engines are loaded
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["weights", "generate", "grpo"])
+@pytest.mark.parametrize("name", ["weights", "generate", "grpo", "scale"])
 def test_the_benches_with_an_engine_run(tmp_path: Path, name: str) -> None:
     out = tmp_path / "bench.json"
     assert main([name, "--quick", "--json", str(out)]) == 0
