@@ -8,6 +8,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+from surogate.errors import ConfigError, Violation
+
 PREFIX = "surogate-trainer-"
 _LOCK = "lock"
 
@@ -16,6 +18,8 @@ class Scratch:
     """A folder of this process under `parent`, locked for as long as the process lives.
 
     Making one also removes the folders of processes that were killed: those whose lock nobody holds.
+
+    Raises ConfigError, which names the setting `scratch_dir`, where nothing can be written.
     """
 
     def __init__(self, parent: Path) -> None:
@@ -23,7 +27,11 @@ class Scratch:
         self.path = parent / f"{PREFIX}{uuid.uuid4().hex[:12]}"
         """The folder."""
         staging = parent / f".{self.path.name}"  # appears under its name only once it is locked
-        staging.mkdir(mode=0o700)
+        try:
+            staging.mkdir(mode=0o700)
+        except OSError as error:
+            reason = f"cannot write into {parent} ({error.strerror}): give the trainer a folder in memory that it owns"
+            raise ConfigError.of([Violation("scratch_dir", reason)]) from error
         self._lock = os.open(staging / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         staging.rename(self.path)

@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from surogate.errors import ConfigError
 from trainer_svc.scratch import Scratch
 
 KILLED = """
@@ -22,6 +25,11 @@ def test_a_closed_scratch_is_gone(tmp_path: Path) -> None:
     (scratch.subfolder("v1") / "weights").write_bytes(b"x")
     scratch.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"scratch_dir: cannot write into .*/absent"):
+        Scratch(tmp_path / "absent")
 
 
 def test_a_subfolder_starts_empty(tmp_path: Path) -> None:
