@@ -146,8 +146,8 @@ wheels: setup ## Collect wheels in images/wheels, so that `make images` needs no
 
 E2E_STORAGE ?= build/containers
 .PHONY: e2e-containers
-e2e-containers: setup ## A GRPO job across the four containers, built and run without a daemon (root; 20 GB; its storage is kept)
-	SUROGATE_E2E_STORAGE=$(abspath $(E2E_STORAGE)) pytest -m slow tests/e2e/test_containers.py
+e2e-containers: setup ## The tests of the images alone (root); keeps what it built, for a faster next time
+	SUROGATE_E2E_STORAGE=$(abspath $(E2E_STORAGE)) pytest -m slow tests/e2e/test_images.py
 
 .PHONY: e2e-cluster
 e2e-cluster: setup ## Deploy the overlay cpu-kind to the cluster of KUBECONFIG, and run PT, SFT and GRPO jobs through it

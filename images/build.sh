@@ -35,7 +35,7 @@ revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 
 arguments=(--file images/Dockerfile --build-arg "VARIANT=$variant" --build-arg "VERSION=$version"
-  --build-arg "REVISION=$revision" --build-arg "SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH")
+  --build-arg "REVISION=$revision")
 [ -z "${PYTHON_IMAGE:-}" ] || arguments+=(--build-arg "PYTHON_IMAGE=$PYTHON_IMAGE")
 [ -z "${WHEELS:-}" ] || arguments+=(--build-arg "WHEELS=$WHEELS")
 [ -z "${PIP_CONFIG:-}" ] || arguments+=(--secret "id=pip,src=$PIP_CONFIG")

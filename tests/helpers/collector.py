@@ -54,12 +54,13 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 @contextmanager
-def collecting() -> Iterator[Collector]:
-    """A collector on a free loopback port."""
+def collecting(port: int = 0) -> Iterator[Collector]:
+    """A collector on a loopback port; 0 is a free one."""
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
-    collector.address = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    collector.address = f"http://127.0.0.1:{bound}"
     server.start()
     try:
         yield collector

@@ -1,10 +1,11 @@
 """Images built and containers run without a daemon: buildah, podman and runc, with a storage of the test's own.
 
-The base image's stand-in is a Debian tree made by debootstrap, so that no image registry is needed.
+The base image's stand-in is a Debian tree made by mmdebstrap, so that no image registry is needed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,10 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ("buildah", "podman", "runc", "debootstrap")
+STORAGE = Path(os.environ["SUROGATE_E2E_STORAGE"]).absolute() if "SUROGATE_E2E_STORAGE" in os.environ else None
+"""Where images are kept from one run to the next; without it they are removed."""
+TOOLS = ("buildah", "podman", "runc", "mmdebstrap")
 BASE = "localhost/python-stand-in:test"
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-_PACKAGES = "python3,python3-venv,ca-certificates,tini,bubblewrap,libnuma1"
+_PACKAGES = "python3,python3-venv,python-is-python3,ca-certificates,tini,bubblewrap,libnuma1"
 
 # What the manifests demand of every container.
 LOCKED = (
@@ -38,10 +41,18 @@ def missing() -> str:
     if absent:
         return f"needs {', '.join(absent)} (Debian packages of these names)"
     if os.geteuid() != 0:
-        return "needs root: debootstrap and runc make root file systems"
+        return "needs root: mmdebstrap and runc make root file systems"
     if sys.version_info[:2] != (3, 11):
         return "needs Python 3.11, which is the stand-in's"
     return ""
+
+
+def _in_memory(folder: Path) -> str:
+    """A place for temporary files of some GB: memory if there is plenty, else the folder."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and shutil.disk_usage(memory).free > 8 << 30:
+        return str(memory)
+    return str(folder)
 
 
 class Engine:
@@ -62,15 +73,17 @@ class Engine:
             "ENGINE_FLAGS": "--isolation chroot",
             "PYTHON_IMAGE": BASE,
             "SOURCE_DATE_EPOCH": "1700000000",
-            "REVISION": "test",
+            "TMPDIR": _in_memory(folder),  # a layer on its way is written twice more
         }
         self._choose_storage()
 
     def _choose_storage(self) -> None:
-        """overlay, or where the file system below cannot carry it (another overlay), plain copies."""
-        for driver in ("overlay", "vfs"):
+        """overlay; where the file system below cannot carry it (another overlay), by FUSE; else plain copies."""
+        fuse = '[storage.options.overlay]\nmount_program = "/usr/bin/fuse-overlayfs"\n'
+        for driver, options in (("overlay", ""), ("overlay", fuse), ("vfs", "")):
             self._storage.write_text(
                 f'[storage]\ndriver = "{driver}"\ngraphroot = "{self.folder}/storage"\nrunroot = "{self.folder}/run"\n'
+                + options
             )
             if "graphDriverName" in self.podman("info", check=False):
                 return
@@ -99,14 +112,14 @@ class Engine:
         return bool(self.podman("images", "--quiet", image))
 
     def make_base(self) -> None:
-        """The stand-in of the base image."""
-        tree = self.folder / "tree"
-        self.run("debootstrap", "--variant=minbase", f"--include={_PACKAGES}", "bookworm", str(tree), timeout=600)
-        packed = self.folder / "tree.tar"
-        self.run("tar", "-C", str(tree), "-cf", str(packed), ".")
-        self.podman("import", str(packed), BASE)
-        shutil.rmtree(tree)
-        packed.unlink()
+        """The stand-in of the base image, unless it is there."""
+        if self.has_image(BASE):
+            return
+        tree = self.folder / "tree.tar"
+        wanted = ["--quiet", "--variant=minbase", f"--include={_PACKAGES}"]
+        self.run("mmdebstrap", *wanted, "bookworm", str(tree), timeout=600)
+        self.podman("import", str(tree), BASE)
+        tree.unlink()
 
     def collect_wheels(self, checkout: Path, targets: Sequence[str]) -> None:
         """`make wheels`, by the Python that runs the tests."""
@@ -139,14 +152,37 @@ class Engine:
         )
         self.podman("exec", container, "python", "-c", program)
 
+    def layers(self, image: str) -> list[str]:
+        """Digests of its layers, from the base on."""
+        found: list[str] = json.loads(self.podman("inspect", image))[0]["RootFS"]["Layers"]
+        return found
+
+    def status(self, container: str) -> dict[str, str]:
+        """Fields of /proc/1/status in a running container."""
+        lines = self.podman("exec", container, "cat", "/proc/1/status").splitlines()
+        return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+    def entering(self, container: str) -> list[str]:
+        """What runs a command of this machine in the network of a container."""
+        pid = self.podman("inspect", "--format={{.State.Pid}}", container)
+        return ["nsenter", f"--target={pid}", "--net", "--"]
+
     def stop(self, container: str) -> int:
         """Asks a container to end; its exit code."""
         self.podman("stop", "--time=40", container)
         return int(self.podman("inspect", "--format={{.State.ExitCode}}", container))
 
+    def remove(self, *containers: str) -> None:
+        """Removes containers, which may not be there; says what they said, for a test that failed."""
+        for container in containers:
+            print(container, self.podman("logs", "--tail=40", container, check=False))
+            self.podman("rm", "--force", "--time=2", container, check=False)
+
     def close(self) -> None:
-        """Removes every container and image, and unmounts what the storage has mounted."""
+        """Removes every container; and every image, and what the storage has mounted, unless they are kept."""
         self.podman("rm", "--all", "--force", "--time=2", check=False)
+        if self.folder == STORAGE:
+            return
         self.podman("system", "prune", "--all", "--force", "--volumes", check=False)
         for attempt in range(5):
             self.run("buildah", "umount", "--all", check=False)

