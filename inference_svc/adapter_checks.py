@@ -8,12 +8,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from inference_svc.model_files import ModelFiles
+from inference_svc.model_files import ModelFiles, TensorInfo
 from inference_svc.violations import FLOATS, refuse, wrong_dtype
 from surogate.errors import InvalidInputError, Violation
 from surogate.v1 import weights_pb2
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+NESTED, NESTED_BEFORE = "model.language_model.", ("language_model.model.", "model.")
 _UNSUPPORTED = ("use_dora", "lora_bias", "layer_replication", "modules_to_save", "alora_invocation_tokens")
 
 
@@ -59,7 +60,7 @@ def _wrong_tensors(
         if match is None:
             yield Violation(spec.name, "is not a LoRA tensor (base_model.model.<module>.lora_A|B.weight)")
             continue
-        target = files.tensors.get(f"{match['module']}.weight")
+        target = _weight(match["module"], files)
         if target is None or len(target.shape) != 2:
             yield Violation(spec.name, f"the model has no linear layer {match['module']}")
             continue
@@ -70,6 +71,13 @@ def _wrong_tensors(
             yield Violation(spec.name, f"has shape {list(spec.shape)}; {expected} is expected")
         elif spec.dtype not in FLOATS:
             yield wrong_dtype(spec)
+
+
+def _weight(module: str, files: ModelFiles) -> TensorInfo | None:
+    """The weight that an adapter is on. The language model of one of several modalities is called otherwise in files
+    from before transformers 4.52, and in those that vLLM has its names from."""
+    names = (module, *(module.replace(NESTED, other, 1) for other in NESTED_BEFORE if module.startswith(NESTED)))
+    return next((files.tensors[f"{name}.weight"] for name in names if f"{name}.weight" in files.tensors), None)
 
 
 def _rank(module: str, config: Mapping[str, Any]) -> int:

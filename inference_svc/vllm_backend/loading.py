@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 from vllm import __version__ as vllm_version
@@ -23,6 +24,9 @@ from surogate.errors import ConfigError, SurogateError, Violation
 
 _ADAPTED_LAYERS = (".o_proj.weight", ".dense.weight", ".out_proj.weight", ".down_proj.weight")
 """Ends of the names of a layer that every adapter may have: one of them is in nearly every architecture."""
+
+_NOT_INSPECTED = "failed to be inspected"
+"""What vLLM says of an architecture whose code it could not import."""
 
 _NO_ADAPTERS = re.compile(r"\w+ does not support LoRA|Model .* is not supported for LoRA")
 """What vLLM says of an architecture that it has no adapters for."""
@@ -83,8 +87,10 @@ def _refusal(options: EngineOptions, text: str) -> ConfigError:
     """What vLLM (or pydantic) says of a model, by its first lines, as an error of the key that is to be changed."""
     if found := _NO_ADAPTERS.search(text):
         return _no_adapters(f"vLLM takes no adapters for it ({found.group()})")
+    if _NOT_INSPECTED in text and find_spec("torchvision") is None:
+        text += "\nIf it is of several modalities, it needs torchvision, which is not installed here."
     lines = [line.strip() for line in text.splitlines() if line.strip() and "errors.pydantic.dev" not in line]
-    return ConfigError.of([Violation("model", f"vLLM cannot serve {options.model}: {' '.join(lines[:3])[:500]}")])
+    return ConfigError.of([Violation("model", f"vLLM cannot serve {options.model}: {' '.join(lines[:4])[:500]}")])
 
 
 def _snapshot(model: str) -> Path:

@@ -29,6 +29,12 @@ LLAMA3_ROPE = {
 MULTIPLIERS = {
     "embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1,
 }  # fmt: skip
+VISION: dict[str, Any] = {
+    "vision_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1,
+                      "image_size": 28, "patch_size": 14},
+    "mm_tokens_per_image": 4, "boi_token_index": 5, "eoi_token_index": 6, "image_token_index": 7,
+    "eos_token_id": SPECIAL_TOKENS.index(EOS), "pad_token_id": SPECIAL_TOKENS.index(PAD), "bos_token_id": None,
+}  # fmt: skip
 WIDER = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
 """For architectures whose heads divide the hidden size between them."""
 
@@ -61,6 +67,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3", {}),
     "olmoe": ("Olmoe", {"num_experts_per_tok": 2, "num_experts": 4, **WIDER}),
     "cohere": ("Cohere", {}),
+    "gemma3-vision": ("Gemma3", {}),
 }  # fmt: skip
 """Architectures by name: the class of the configuration, and what differs from SIZES."""
 
@@ -92,6 +99,8 @@ def _config(name: str) -> PretrainedConfig:
     import transformers
 
     kind, more = CONFIGS[name]
+    if name == "gemma3-vision":
+        return transformers.Gemma3Config(text_config={**SIZES, **CONFIGS["gemma3"][1]}, **VISION)
     return getattr(transformers, f"{kind}Config")(**{**SIZES, **more})
 
 

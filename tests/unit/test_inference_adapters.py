@@ -6,13 +6,18 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from inference_svc.adapter_checks import check_adapter
 from inference_svc.model_files import ModelFiles, TensorInfo
 from inference_svc.vllm_backend.fused_adapter import WEIGHTS, fused_layers, split_fused
+from surogate.errors import InvalidInputError
+from surogate.v1 import common_pb2, weights_pb2
 
 MLP = "base_model.model.model.layers.0.mlp"
+CONFIG = '{"r": 2, "lora_alpha": 4}'
 GATED = {"gate_up_proj": [("gate_proj", 6), ("up_proj", 6)]}
 
 
@@ -60,3 +65,16 @@ def test_layers_of_a_mixture_that_may_have_adapters(tmp_path: Path) -> None:
     tensors = {name: TensorInfo("F32", shape, tmp_path) for name, shape in shapes.items()}
     files = ModelFiles(tmp_path, {}, tensors)
     assert files.has_experts and files.linear_names == ["down_proj", "q_proj"]
+
+
+@pytest.mark.parametrize("stored", ["model.language_model.", "language_model.model.", "model."])
+def test_the_language_model_of_one_that_sees_is_found_by_all_of_its_names(stored: str, tmp_path: Path) -> None:
+    files = ModelFiles(tmp_path, {}, {f"{stored}layers.0.q_proj.weight": TensorInfo("F32", (6, 4), tmp_path)})
+    manifest = weights_pb2.WeightManifest(kind=weights_pb2.WEIGHT_KIND_LORA, adapter_config_json=CONFIG)
+    name = "base_model.model.model.language_model.layers.0.q_proj.lora_{}.weight"
+    for side, shape in (("A", [2, 4]), ("B", [6, 2])):
+        manifest.tensors.add(name=name.format(side), shape=shape, dtype=common_pb2.DTYPE_F32)
+    check_adapter(manifest, files, max_rank=8)
+    manifest.tensors[0].name = manifest.tensors[0].name.replace("language_model", "vision_tower")
+    with pytest.raises(InvalidInputError, match=r"the model has no linear layer model\.vision_tower"):
+        check_adapter(manifest, files, max_rank=8)

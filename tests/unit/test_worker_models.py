@@ -173,6 +173,21 @@ def test_what_an_adapter_on_all_layers_does_not_reach_is_said(
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
+@pytest.mark.parametrize("modules", [["all"], ["q_proj", "down_proj"]])
+def test_adapters_of_a_model_that_sees_are_on_its_language_model(
+    folder: Path, tmp_path: Path, modules: list[str]
+) -> None:
+    keys = {"model": str(model_of("gemma3-vision", folder)), "lora_target_modules": modules}
+    engine, _ = open_engine("grpo", tmp_path, {**TRAIN, **keys})
+    adapted = {weight.split(".lora_")[0] for weight in engine.session.policy.trainable()}
+    assert all(name.startswith("model.language_model.layers.") for name in adapted)
+    assert len(adapted) == 2 * (7 if modules == ["all"] else 2)
+    engine.checkpoint(final=True)
+    saved = PeftModel.from_pretrained(plain_model(folder / "gemma3-vision"), tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(saved(IDS).logits, engine.session.policy.model(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "keys", "said"),
     [

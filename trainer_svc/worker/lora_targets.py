@@ -22,6 +22,7 @@ def targets(model: PreTrainedModel, train: TrainConfig, dropout: float) -> dict[
     modules = [name for name in names if name not in (ALL_LINEAR, EXPERTS)]
     if ALL_LINEAR in names:
         modules = _linear_names(model) if fused else "all-linear"  # type: ignore[assignment]
+    modules = _in_language_model(modules, model)
     if EXPERTS not in names:
         return {"target_modules": modules}
     if not fused:
@@ -30,6 +31,18 @@ def targets(model: PreTrainedModel, train: TrainConfig, dropout: float) -> dict[
         raise config_error("lora_dropout", f"must be 0 with {EXPERTS} in lora_target_modules: PEFT has none for them")
     parameters = {".".join(name.split(".")[-2:]) for name in fused}
     return {"target_modules": modules, "target_parameters": sorted(parameters)}
+
+
+def _in_language_model(modules: Any, model: PreTrainedModel) -> Any:
+    """The targets, kept to the language model where that is a part of one that sees or hears: text trains no more."""
+    language = model.get_decoder()
+    prefix = next((name for name, module in model.named_modules() if module is language), "")
+    if "." not in prefix:
+        return modules
+    if modules == "all-linear":
+        linear = (name for name, layer in language.named_modules() if isinstance(layer, torch.nn.Linear))
+        modules = sorted({name.rpartition(".")[2] for name in linear})
+    return rf"{re.escape(prefix)}\..*\b({'|'.join(map(re.escape, modules))})"
 
 
 def adapts_experts(adapter: PeftModel) -> bool:
