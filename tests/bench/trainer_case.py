@@ -49,6 +49,7 @@ class Case:
     documents: int = 1
     """Documents of equal length that fill a sequence."""
     dtype: str = "bfloat16"
+    recipe: str = "bf16"
     recompute: str = "false"
     steps: int = 12
     warm: int = 3
@@ -60,6 +61,7 @@ class Case:
             "model": str(folder),
             "from_scratch": True,
             "torch_dtype": self.dtype,
+            "recipe": self.recipe,
             "sequence_len": self.sequence,
             "per_device_train_batch_size": self.rows,
             "gradient_accumulation_steps": self.micro_batches,

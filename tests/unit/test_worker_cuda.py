@@ -11,6 +11,7 @@ import torch
 
 from surogate.config.train import TrainConfig
 from tests.helpers.tiny import make_tiny_model
+from trainer_svc.worker import gated  # noqa: F401 - its operations are called by their names
 from trainer_svc.worker.attention import Documents, packed_attention
 from trainer_svc.worker.batch import Document, collate
 from trainer_svc.worker.head_math import logprobs_and_gradient
@@ -63,6 +64,37 @@ def test_the_kernel_of_the_head_gives_what_torch_gives(dtype: torch.dtype) -> No
     found, found_gradient = logprobs_and_gradient(logits.to(CUDA), targets.to(CUDA))
     torch.testing.assert_close(found.double().cpu(), logprobs, rtol=1e-5, atol=1e-5)
     assert distance(found_gradient, gradient) < (1e-5 if dtype == torch.float32 else 5e-3)
+
+
+@pytest.mark.parametrize(("tokens", "features", "rank"), [(300, 200, 16), (64, 128, 8), (129, 1000, 40)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_kernel_of_gate_and_up_gives_what_torch_gives(
+    tokens: int, features: int, rank: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    y, low, b, gradient = (
+        torch.randn(*shape, dtype=torch.float64).to(dtype)
+        for shape in ((tokens, 2 * features), (tokens, 2 * rank), (2 * features, 2 * rank), (tokens, features))
+    )
+    b[:features, rank:], b[features:, :rank] = 0, 0
+    exact = [x.double() for x in (y, low, b, gradient)]
+    there = [x.to(CUDA) for x in (y, low, b, gradient)]
+    limit = 5e-3 if dtype == torch.bfloat16 else 1e-5
+    assert distance(torch.ops.surogate.gated(*there[:3]), torch.ops.surogate.gated(*exact[:3])) < limit
+    assert distance(torch.ops.surogate.gated_gradient(*there), torch.ops.surogate.gated_gradient(*exact)) < limit
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing_on_a_card(tmp_path: Path) -> None:
+    loaded = session(tmp_path)
+    weights = list(loaded.policy.trainable().values())
+    for step, value in enumerate((1.0, float("nan"), float("inf"), 1.0)):
+        before = [weight.detach().clone() for weight in weights]
+        for weight in weights:
+            weight.grad = torch.full_like(weight, value)
+        outcome = loaded.optimizer.step(step)
+        moved = any(not torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
+        assert outcome.applied == moved == (value == 1.0)
+    assert {float(value) for name, value in loaded.optimizer.state().items() if name.endswith("|step")} == {2.0}
 
 
 def session(folder: Path, **keys: Any) -> TrainingSession:

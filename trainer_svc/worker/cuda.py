@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from surogate.config.train import TrainConfig
 from trainer_svc.worker.attention import LARGEST_HEAD
 from trainer_svc.worker.compiler import can_compile
+from trainer_svc.worker.lora_groups import AdapterGroups, group_adapters
 from trainer_svc.worker.precision import Precision
 from trainer_svc.worker.quantized.linear import QuantizedLinear
 from trainer_svc.worker.spread import decoder_layers
@@ -22,32 +24,40 @@ COMPILED_SHAPES = 64
 _log = logging.getLogger("trainer.worker")
 
 
-def compile_layers(model: PreTrainedModel, train: TrainConfig, precision: Precision) -> bool:
-    """Has the decoder layers compiled when they are first called; returns whether it was done.
+@dataclass(frozen=True)
+class Compiled:
+    """That layers are compiled, and the adapters that are computed in groups."""
+
+    adapters: AdapterGroups | None
+
+
+def compile_layers(model: PreTrainedModel, train: TrainConfig, precision: Precision) -> Compiled | None:
+    """Has the decoder layers compiled when they are first called; None where it is not done.
 
     It is for half precision, where attention goes through kernels that take documents of any length; weights that are
     decoded on the fly and recomputation that picks operations are left to PyTorch as they are.
     """
     if model.device.type != "cuda" or precision.autocast is None or not _suits_kernels(model):
-        return False
+        return None
     if train.recompute == "selective" or any(isinstance(layer, QuantizedLinear) for layer in model.modules()):
-        return False
+        return None
     if not can_compile():
         _log.warning("there is no C compiler (gcc, clang, or $CC), so that layers are not compiled; training is slower")
-        return False
+        return None
     torch._dynamo.config.recompile_limit = COMPILED_SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * COMPILED_SHAPES
+    adapters = group_adapters(model)
     for module in model.modules():
         if type(module) is LoraLinear:
             module.__class__ = _OneAdapter
     for layer in decoder_layers(model):
         layer.compile()
-    return True
+    return Compiled(adapters)
 
 
 class _OneAdapter(LoraLinear):  # type: ignore[misc]
-    """peft's layer with the one adapter that there is here, without detours: its input is not widened to float32 first,
-    and the small product is scaled instead of the large one.
+    """peft's layer outside of groups (lora_groups.py), for dropout and other bases, without detours: its input is not
+    widened to float32 first, and the small product is scaled instead of the large one.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

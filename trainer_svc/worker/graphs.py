@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,9 @@ MOST_GRAPHS = 8
 
 PARTS = 8
 """M is rounded up to a multiple of T / PARTS, so that few different shapes occur."""
+
+ADDED_TOGETHER = 1 << 27
+"""Most weights whose gradients are made in full and then added by one operation, instead of one after the other."""
 
 _log = logging.getLogger("trainer.worker")
 
@@ -42,15 +45,22 @@ class _Recorded:
 
 
 class MicroBatchGraphs:
-    """Adds the gradients of micro-batches' losses to those that `weights` have."""
+    """Adds the gradients of micro-batches' losses to those that `weights` have.
 
-    def __init__(self, forward: PackedForward, weights: Iterable[torch.nn.Parameter]) -> None:
+    `refresh` is called when weights may be others than in the pass before: it copies what passes read in another form.
+    """
+
+    def __init__(
+        self, forward: PackedForward, weights: Iterable[torch.nn.Parameter], refresh: Callable[[], None] | None
+    ) -> None:
         self._forward = forward
+        self._refresh = refresh
         self._gradients = _Gradients(weights)
         self._seen: Counter[_Shape] = Counter()
         self._recorded: dict[_Shape, _Recorded] = {}
         self._device = torch.device(forward.model.device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._refreshing: torch.cuda.CUDAGraph | None = None
         self._possible = True
 
     def backward(self, batch: PackedBatch, learned: int) -> torch.Tensor:
@@ -62,8 +72,11 @@ class MicroBatchGraphs:
         if recorded is None and self._possible and self._seen[shape] > 1 and len(self._recorded) < MOST_GRAPHS:
             recorded = self._record(batch, shape)
         if recorded is None:
+            if self._refresh is not None:
+                self._refresh()
             return self._passes(batch.to(self._device), torch.tensor(float(learned), device=self._device))
-        self._gradients.take_over()
+        if self._gradients.take_over() and self._refreshing is not None:  # a new step
+            self._refreshing.replay()
         for name, place in _tensors(recorded.batch).items():
             place.copy_(_tensors(batch)[name].pin_memory(), non_blocking=True)
         recorded.learned.fill_(learned)
@@ -72,7 +85,11 @@ class MicroBatchGraphs:
 
     def _passes(self, batch: PackedBatch, learned: torch.Tensor) -> torch.Tensor:
         loss: torch.Tensor = -self._forward(batch, summed=True)[0] / learned
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self._gradients.are_small:
+            self._gradients.take_over()
+            self._gradients.add_of(loss)
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _record(self, batch: PackedBatch, shape: _Shape) -> _Recorded | None:
@@ -81,12 +98,19 @@ class MicroBatchGraphs:
         learned = torch.ones((), device=self._device)
         self._gradients.take_over()
         try:
+            if self._refresh is not None and self._refreshing is None:
+                self._refresh()
+                self._refreshing = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._refreshing, pool=self._pool, capture_error_mode="thread_local"):
+                    self._refresh()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self._passes(placed, learned)
         except RuntimeError as error:
             self._possible = False
             _log.warning("micro-batches cannot be recorded as CUDA graphs, and train slower: %s", error)
             return None
+        if self._refreshing is not None:
+            self._refreshing.replay()
         self._recorded[shape] = _Recorded(graph, placed, learned, loss)
         return self._recorded[shape]
 
@@ -99,19 +123,31 @@ class _Gradients:
         self._flat: dict[torch.dtype, torch.Tensor] = {}
         self._views: list[torch.Tensor] = []
 
-    def take_over(self) -> None:
-        """Moves the gradients that there are here, and sets the others to zero."""
+    @property
+    def are_small(self) -> bool:
+        """Whether one more of each may be held."""
+        return sum(weight.numel() for weight in self._weights) <= ADDED_TOGETHER
+
+    def add_of(self, loss: torch.Tensor) -> None:
+        """Adds the gradient of `loss`."""
+        found = torch.autograd.grad(loss, self._weights, allow_unused=True)
+        pairs = [(view, grad) for view, grad in zip(self._views, found, strict=True) if grad is not None]
+        torch._foreach_add_([view for view, _ in pairs], [grad for _, grad in pairs])
+
+    def take_over(self) -> bool:
+        """Moves the gradients that there are here, and sets the others to zero; false if all were here already."""
         if not self._views:
             self._make()
         given = [weight.grad for weight in self._weights]
         if all(grad is view for grad, view in zip(given, self._views, strict=True)):
-            return
+            return False
         for flat in self._flat.values():
             flat.zero_()
         for weight, grad, view in zip(self._weights, given, self._views, strict=True):
             if grad is not None:
                 view.copy_(grad)
             weight.grad = view
+        return True
 
     def _make(self) -> None:
         sizes: Counter[torch.dtype] = Counter()

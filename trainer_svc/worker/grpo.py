@@ -54,7 +54,7 @@ def train_step(
         raise InvalidInputError("no sample of the step has a token to train on", reason="NOTHING_TO_TRAIN_ON")
     session.policy.train(True)
     loss, entropy, found = _gradients(samples, rows, totals, session)
-    metrics = finish_step(session, loss, reporter.warning)
+    metrics = finish_step(session, lambda: loss, reporter.warning)
     seconds = time.perf_counter() - start
     lengths = [len(sample.document) for sample in samples]
     return {

@@ -14,12 +14,16 @@ MAX_BAD_STEPS = 3
 """So many steps in a row without a finite gradient fail the session."""
 
 
-def finish_step(session: TrainingSession, loss: float, warn: Callable[[str], None]) -> dict[str, float]:
+def finish_step(
+    session: TrainingSession, loss_of: Callable[[], float], warn: Callable[[str], None]
+) -> dict[str, float]:
     """Makes the optimiser step from the gradients that are there, counts it, and returns its metrics.
 
+    The loss is asked for afterwards: where it is still being computed, a GPU has the optimiser's work to go on with.
     A step whose gradient is not finite counts but changes nothing. Raises InternalError after MAX_BAD_STEPS in a row.
     """
     outcome = session.optimizer.step(session.step)
+    loss = loss_of()
     session.step += 1
     session.bad_steps = 0 if outcome.applied else session.bad_steps + 1
     if not outcome.applied:

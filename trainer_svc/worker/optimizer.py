@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from surogate.config.train import TrainConfig
 from trainer_svc.worker.narrow import is_narrow, keep_gradients, total_norm, widened
-from trainer_svc.worker.optimizer_kinds import local, make_optimizers, restored, saved
+from trainer_svc.worker.optimizer_kinds import local, make_optimizers, restored, saved, takes_scale
 from trainer_svc.worker.ranks import Ranks
 from trainer_svc.worker.schedule import Schedule
 from trainer_svc.worker.spread import whole
@@ -55,6 +56,7 @@ class Optimizer:
         shares = [{name: weight} for name, weight in weights.items()] if one_by_one else [self._weights]
         zero = self._ranks.world_size > 1 and train.zero_level == 1
         self._parts = [part for share in shares for part in make_optimizers(share, train, apart, zero=zero)]
+        self._decides_on_device = not one_by_one and not zero and all(map(takes_scale, self._parts))
         self._owner = {id(w): part for part in self._parts for group in part.param_groups for w in group["params"]}
 
     def learning_rate(self, step: int) -> float:
@@ -69,6 +71,11 @@ class Optimizer:
         rate = self.learning_rate(step)
         gradients = [weight.grad for weight in self._weights.values() if weight.grad is not None]
         norm = total_norm(gradients) if self._narrow else torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if self._decides_on_device:
+            self._step_if_finite(norm, rate)
+            self.discard()
+            found = float(norm)
+            return StepOutcome(found, rate, math.isfinite(found))
         grad_norm = float(whole(norm))
         applied = math.isfinite(grad_norm)
         if applied:
@@ -84,6 +91,18 @@ class Optimizer:
                     self._step(part)
         self.discard()
         return StepOutcome(grad_norm, rate, applied)
+
+    def _step_if_finite(self, norm: torch.Tensor, rate: float) -> None:
+        """The same without waiting for the norm (0-d): the kernel divides by a scale, and does nothing where it is told
+        of infinities, which is torch's protocol for scaled losses.
+        """
+        for part in self._parts:
+            fused: Any = part
+            fused.grad_scale = 1 / self._clipping(norm) if self._max_norm > 0 else None
+            fused.found_inf = (~norm.isfinite()).float()
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
 
     def _clipping(self, norm: torch.Tensor) -> torch.Tensor:
         """What gradients of that norm are multiplied by, 0-d."""

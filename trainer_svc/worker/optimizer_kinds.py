@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
 
 from surogate.config.train import TrainConfig
 from trainer_svc.worker.bitsandbytes_library import load_bitsandbytes
@@ -37,6 +38,14 @@ def make_optimizers(
         matrices = {name: weight for name, weight in weights.items() if weight.dim() >= 2 and name not in apart}
         shares = [(_adamw, _without(weights, matrices)), (_normuon, matrices)]
     return [make(share, train, zero) for make, share in shares if share]
+
+
+def takes_scale(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a GPU may decide by itself on clipping a step, or on not making it."""
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    plain = all(weight.is_cuda and not isinstance(weight, DTensor) for weight in weights)
+    return isinstance(optimizer, torch.optim.AdamW) and fused and plain
 
 
 def local(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from surogate.errors import FailedPreconditionError
 from trainer_svc.worker.batch import PackedBatch
+from trainer_svc.worker.cuda import Compiled
 from trainer_svc.worker.forward import PackedForward
 from trainer_svc.worker.graphs import MicroBatchGraphs
 from trainer_svc.worker.modeling import vocab_size
@@ -39,8 +40,8 @@ class Policy:
         self.forward = PackedForward(model, precision, self.vocab_size, chunks)
         """What is called for every batch."""
         self._training: torch.nn.Module = self.forward
-        self.compiled = False
-        """Whether the layers are compiled for CUDA; see cuda.py."""
+        self.compiled: Compiled | None = None
+        """What is compiled for CUDA; see cuda.py."""
 
     @property
     def device(self) -> torch.device:
@@ -66,8 +67,8 @@ class Policy:
         own_format = all(getattr(weight, "grad_dtype", None) in (None, weight.dtype) for weight in weights)
         # Whether random numbers are restored for recomputation inside a graph is nowhere promised.
         redrawn = self.model.is_gradient_checkpointing and has_dropout(self.model)
-        possible = self.compiled and self.forward.knows_head and own_format and not redrawn
-        return MicroBatchGraphs(self.forward, weights) if possible else None
+        possible = self.compiled is not None and self.forward.knows_head and own_format and not redrawn
+        return MicroBatchGraphs(self.forward, weights, self._refresher) if possible else None
 
     def last_of_step(self, last: bool) -> AbstractContextManager[Any]:
         """The context of a micro-batch's forward and backward passes; `last`: it is this rank's last of the step."""
@@ -88,10 +89,21 @@ class Policy:
         with self.adapter.disable_adapter():
             yield
 
+    @property
+    def _refresher(self) -> Callable[[], None] | None:
+        """What has compiled layers compute with the adapter as it is now; None where they do anyway."""
+        adapters = None if self.compiled is None else self.compiled.adapters
+        return None if adapters is None else adapters.refresh
+
+    def _refresh(self) -> None:
+        if self._refresher is not None:
+            self._refresher()
+
     def logprobs(
         self, batch: PackedBatch, temperature: torch.Tensor | None = None, *, with_entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probability of each of the M targets, float32, at `temperature[M]`; and the entropy if asked for."""
+        self._refresh()
         module = self._training if torch.is_grad_enabled() else self.forward
         found: tuple[torch.Tensor, torch.Tensor | None] = module(
             batch.to(self.device), temperature, with_entropy=with_entropy
@@ -100,5 +112,6 @@ class Policy:
 
     def summed_logprob(self, batch: PackedBatch) -> torch.Tensor:
         """The sum of `logprobs`, 0-d: a supervised loss, whose gradient costs less this way."""
+        self._refresh()
         total: torch.Tensor = self._training(batch.to(self.device), summed=True)[0]
         return total

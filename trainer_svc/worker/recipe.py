@@ -25,8 +25,8 @@ def check(train: TrainConfig) -> None:
     if train.recipe == "nvfp4":
         raise config_error(
             "recipe",
-            "nvfp4 computes on GPUs of compute capability 10.0 and above (Blackwell), and no library that is used here "
-            f"trains in it yet; {INSTEAD}, or qlora_fp4: true to store the base in NVFP4",
+            "nvfp4 computes on GPUs of compute capability 10.0 and above (Blackwell), and training in it was never "
+            f"tried there; {INSTEAD}, or qlora_fp4: true to store the base in NVFP4",
         )
     if train.recipe == "fp8_hybrid":
         where = device(train)

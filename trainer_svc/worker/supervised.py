@@ -131,8 +131,11 @@ class SupervisedRun:
                 shared = loss * ranks.world_size  # gradients are averaged over ranks
                 shared.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-        total = sum(ranks.gather(float(torch.stack(losses).double().sum())))
-        found = finish_step(session, total, self._reporter.warning)
+        found = finish_step(
+            session,
+            lambda: sum(ranks.gather(float(torch.stack(losses).double().sum()))),
+            self._reporter.warning,
+        )
         seconds = time.perf_counter() - start
         lengths = [len(document) for batch in batches for document in batch]
         return {
