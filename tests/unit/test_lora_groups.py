@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from tests.helpers.tiny import make_tiny_model
+from trainer_svc.worker import lora
+from trainer_svc.worker.files import write_model
 from trainer_svc.worker.lora_groups import AdapterGroups, group_adapters
 
 SMALL = {
@@ -86,6 +89,15 @@ def test_new_weights_count_once_they_are_taken_over_and_the_base_stays_what_it_w
     states = model.state_dict(), plain.state_dict()
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+def test_bases_that_lie_in_one_matrix_are_written_each_by_itself(tmp_path: Path) -> None:
+    ids, logits = torch.arange(4, 44)[None], []
+    for grouped in (False, True):
+        model = adapted(qwen3, grouped=grouped)[0].get_base_model()
+        write_model(model, lora.base_state(model, torch.float32), torch.float32, tmp_path / str(grouped))
+        logits.append(AutoModelForCausalLM.from_pretrained(tmp_path / str(grouped))(ids).logits)
+    assert torch.equal(*logits)
 
 
 def test_a_feed_forward_layer_is_asked_whether_it_is_gated_by_silu() -> None:
