@@ -16,7 +16,7 @@ from surogate.errors import DataLossError
 from surogate.storage.folders import fingerprint
 from trainer_svc.worker import determinism, lora
 from trainer_svc.worker.card import write_card
-from trainer_svc.worker.checkpoint_folders import STATE, Warn, forget_old, state_of
+from trainer_svc.worker.checkpoint_folders import STATE, Warn, checkpoints, forget_old, state_of
 from trainer_svc.worker.files import move_files, new_folder, write_adapter, write_model
 from trainer_svc.worker.session import TrainingSession
 from trainer_svc.worker.spread import share_like, whole, whole_state
@@ -52,8 +52,12 @@ def _write_checkpoint(session: TrainingSession, folder: Path, weights: Weights, 
         )
     except (OSError, RuntimeError) as error:
         raise DataLossError(
-            f"could not write {folder}: {error}; the checkpoints before it are good", reason="CHECKPOINT_NOT_WRITTEN"
+            f"could not write {folder}: {error}; {_left(session.checkpoint_dir)}", reason="CHECKPOINT_NOT_WRITTEN"
         ) from error
+
+
+def _left(folder: Path) -> str:
+    return "the checkpoints before it are good" if checkpoints(folder) else "there is none before it"
 
 
 def gather_weights(session: TrainingSession) -> Weights:
