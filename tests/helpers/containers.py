@@ -185,8 +185,14 @@ class Engine:
             return
         self.podman("system", "prune", "--all", "--force", "--volumes", check=False)
         for attempt in range(5):
-            self.run("buildah", "umount", "--all", check=False)
+            self._unmount()
             shutil.rmtree(self.folder, ignore_errors=True)
             if not self.folder.exists():
                 return
             time.sleep(attempt)
+
+    def _unmount(self) -> None:
+        """Unmounts all that lies below the folder: builds leave mounts that neither buildah nor podman knows any more."""
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for mount in sorted((mount for mount in mounts if Path(mount).is_relative_to(self.folder)), reverse=True):
+            self.run("umount", mount, check=False)
