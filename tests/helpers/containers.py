@@ -192,7 +192,7 @@ class Engine:
             time.sleep(attempt)
 
     def _unmount(self) -> None:
-        """Unmounts all that lies below the folder: builds leave mounts that neither buildah nor podman knows any more."""
+        """Unmounts all below the folder: builds leave mounts that neither buildah nor podman knows any more."""
         mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
         for mount in sorted((mount for mount in mounts if Path(mount).is_relative_to(self.folder)), reverse=True):
             self.run("umount", mount, check=False)
