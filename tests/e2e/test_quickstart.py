@@ -59,7 +59,9 @@ def start(folder: Path, mark: str) -> subprocess.Popen[str]:
         "FAKE_STEP_SECONDS": "0.1",
         "SUROGATE_ORCHESTRATOR_WORKER_MODULES": json.dumps({"trainer": "tests.helpers.fake_trainer"}),
     }
-    command = [sys.executable, "examples/quickstart/run.py", f"--output={folder}"]
+    # Where the tests run in the background of a shell, Ctrl-C is ignored until somebody says otherwise.
+    as_in_a_terminal = ["env", "--default-signal=INT"]
+    command = [*as_in_a_terminal, sys.executable, "examples/quickstart/run.py", f"--output={folder}"]
     return subprocess.Popen(
         command,
         cwd=ROOT,
