@@ -201,6 +201,16 @@ def workers_config() -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "surogate-workers"}, "data": data}
 
 
+UPDATES = "surogate.v1.WeightUpdateService"
+CONFIRM = """
+import grpc
+from surogate.v1 import weights_pb2, weights_pb2_grpc
+with grpc.insecure_channel("127.0.0.1:50051") as channel:
+    weights_pb2_grpc.WeightUpdateServiceStub(channel).ConfirmWeights(weights_pb2.ConfirmWeightsRequest(), timeout=60)
+"""
+"""What the orchestrator does before a replica is Ready: it serves the weights that it should, those of the model."""
+
+
 def play(engine: Engine, folder: Path, pod: str, container: str, objects: list[dict[str, Any]], template: Any) -> None:
     """Plays objects, and asks for what the probes of a container would ask, which podman knows no gRPC for."""
     spec = template["spec"]["containers"][0]
@@ -214,6 +224,9 @@ def play(engine: Engine, folder: Path, pod: str, container: str, objects: list[d
     engine.podman("kube", "play", "--network=none", str(file))
     try:
         name = f"{pod}-{container}"
+        if container == "inference":
+            engine.wait_serving(name, UPDATES, spec["readinessProbe"]["grpc"]["port"], seconds=300)
+            engine.python(name, CONFIRM)
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             engine.wait_serving(name, spec[probe]["grpc"]["service"], spec[probe]["grpc"]["port"], seconds=300)
         locked_down(engine, name)

@@ -80,7 +80,9 @@ def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
     for name, result in found.items():
         reference = expected[name.rsplit("-", 1)[0] + "-1"]
         for key in ("losses", "norms", "evaluations"):
-            assert result[key] == pytest.approx(reference[key], rel=1e-5), (name, key)
+            # A GRPO loss is what is left of terms that nearly cancel: its rounding is on the scale of its curve.
+            scale = max(map(abs, reference[key]), default=0.0)
+            assert result[key] == pytest.approx(reference[key], rel=1e-5, abs=1e-5 * scale), (name, key)
         for key, value in reference["metrics"].items():
             assert result["metrics"][key] == (pytest.approx(value, rel=1e-5) if value is not None else None), name
         assert result["logprobs"][0] == pytest.approx(reference["logprobs"][0], rel=1e-4), name
