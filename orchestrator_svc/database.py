@@ -97,8 +97,9 @@ class Database:
     async def write(self, work: Callable[[Connection], T], *, patience: float = 0.0) -> T:
         """Runs `work(connection)` in a read-write transaction: committed when it returns, rolled back when it raises.
 
-        The transaction is seen through even if the awaiting task is cancelled. PostgreSQL that is away is tried again
-        for `patience` seconds: `work` may run more than once, and takes effect once. (SQLite waits by itself.)
+        A task that is cancelled meanwhile ends when its transaction has: who comes next finds what it wrote.
+        PostgreSQL that is away is tried again for `patience` seconds: `work` may run more than once, and takes effect
+        once. (SQLite waits by itself.)
 
         Raises:
             StoreUnavailableError: The database does not answer.
@@ -110,7 +111,7 @@ class Database:
                 if asked is not None and await self.read(partial(_was_committed, asked)):
                     return asked.outcome  # type: ignore[no-any-return]  # what `work` returned
                 asked = None
-                return await asyncio.shield(self._run(self._writers, self.engine, work, "write"))
+                return await _seen_through(self._run(self._writers, self.engine, work, "write"))
             except StoreUnavailableError as error:
                 asked = error.asked_for or asked
                 if time.monotonic() + pause > give_up or (asked and not asked.xid):
@@ -135,6 +136,14 @@ class Database:
         self, pool: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T], access: str
     ) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(pool, _timed, access, engine, work)
+
+
+async def _seen_through(transaction: asyncio.Future[T]) -> T:
+    try:
+        return await asyncio.shield(transaction)
+    except asyncio.CancelledError:
+        await asyncio.wait({transaction})
+        raise
 
 
 def _timed(access: str, engine: Engine, work: Callable[[Connection], T]) -> T:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from orchestrator_svc import leases, store
 from orchestrator_svc.create_tables import VERSION, create_tables
@@ -183,6 +185,25 @@ async def test_the_job_of_a_dead_process_is_taken_at_once(database: Database) ->
     await add(database, "a")
     await database.write(lambda c: leases.claim_next(c, dead, 60))
     assert (await database.write(lambda c: leases.claim_next(c, me, 60))).job_id == "a"
+
+
+async def test_a_cancelled_write_has_ended_when_its_task_has(database: Database) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: Connection) -> None:
+        store.create(connection, new_job("a"), 100)
+        started.set()
+        go_on.wait(10)
+
+    task = asyncio.create_task(database.write(slow))
+    await asyncio.to_thread(started.wait, 10)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=0.1)
+    assert not done, "the transaction is still under way"
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await database.read(lambda c: store.get(c, "a"))).job_id == "a"
 
 
 async def test_cancelling(database: Database) -> None:
