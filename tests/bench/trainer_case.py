@@ -99,7 +99,7 @@ def measure(case: Case, profile: Path | None = None) -> dict[str, Any]:
 
     from surogate.config.train import TrainConfig
     from trainer_svc.worker import determinism
-    from trainer_svc.worker.flops import StepFlops, device_peak
+    from trainer_svc.worker.model.flops import StepFlops, device_peak
     from trainer_svc.worker.session import load_session
 
     determinism.set_up(0)
@@ -159,9 +159,9 @@ def supervised_steps(case: Case, session: Any) -> Any:
     """One call, one optimiser step of SFT on random tokens that are all learned."""
     import numpy as np
 
-    from trainer_svc.worker.batch import Document
     from trainer_svc.worker.data.prepare import SessionData
     from trainer_svc.worker.data.store import EncodedData
+    from trainer_svc.worker.model.batch import Document
     from trainer_svc.worker.supervised import SupervisedRun
 
     random = np.random.default_rng(0)

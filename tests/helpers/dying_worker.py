@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer_svc.worker import __main__ as worker
-from trainer_svc.worker import checkpoint
+from trainer_svc.worker.checkpoints import checkpoint
 
 FILES_OF_A_CHECKPOINT = 2
 """Written by `save_file` in trainer_state: the optimiser's and the random state."""

@@ -17,10 +17,10 @@ from surogate.config.train import TrainConfig
 from surogate.telemetry import metrics as names
 from tests.helpers.engine import open_engine
 from tests.helpers.tiny import make_tiny_model
-from trainer_svc.worker.batch import Document, collate
-from trainer_svc.worker.optimizer import Optimizer
+from trainer_svc.worker.model.batch import Document, collate
+from trainer_svc.worker.optim.optimizer import Optimizer
+from trainer_svc.worker.optim.schedule import Schedule
 from trainer_svc.worker.quantized.storage import Fp8, Nf4, Nvfp4, Storage
-from trainer_svc.worker.schedule import Schedule
 from trainer_svc.worker.session import load_session
 
 pytestmark = [
@@ -175,7 +175,7 @@ def test_fp8_products_train_as_bfloat16_ones(model: Path, texts: Path, tmp_path:
 @needs(8, 9)
 def test_fp8_products_on_a_card_are_those_of_the_emulation() -> None:
     pytest.importorskip("torchao")
-    from trainer_svc.worker.recipe import use_recipe
+    from trainer_svc.worker.model.recipe import use_recipe
 
     train = TrainConfig.model_validate({"model": "m", "recipe": "fp8_hybrid", "lora": False})
     ids = torch.arange(4, 68)[None]

@@ -18,10 +18,10 @@ from surogate import caches
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, DataLossError
 from tests.helpers.tiny import PLAIN_CHAT_TEMPLATE, VOCAB_SIZE, make_tiny_tokenizer
-from trainer_svc.worker.batch import Document
 from trainer_svc.worker.data import cache
 from trainer_svc.worker.data.prepare import SessionData, prepare
 from trainer_svc.worker.data.store import DocumentWriter, EncodedData
+from trainer_svc.worker.model.batch import Document
 
 CHATS = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": f"b{n}"}]} for n in range(9)]
 

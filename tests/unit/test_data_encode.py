@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.tiny import make_tiny_tokenizer
-from trainer_svc.worker.batch import Document, collate
 from trainer_svc.worker.data.chat import Rendered
 from trainer_svc.worker.data.encode import batched, encode, fit
+from trainer_svc.worker.model.batch import Document, collate
 
 
 def document(length: int, first_learned: int = 0) -> Document:

@@ -135,7 +135,7 @@ def test_default_system_prompt(tmp_path: Path) -> None:
 
 
 def test_a_template_of_ones_own(tmp_path: Path) -> None:
-    from trainer_svc.worker.tokenizer import load_tokenizer
+    from trainer_svc.worker.data.tokenizer import load_tokenizer
 
     make_tiny_tokenizer(tmp_path / "model")
     (tmp_path / "mine.jinja").write_text("mine")
@@ -386,7 +386,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     from transformers import Qwen3Config
 
-    from trainer_svc.worker.tokenizer import load_tokenizer
+    from trainer_svc.worker.data.tokenizer import load_tokenizer
 
     Qwen3Config(vocab_size=300).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"train\.model: .* has no tokenizer"):
@@ -395,7 +395,7 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_weights_of_another_shape_than_the_configuration_are_told(tmp_path: Path) -> None:
     from tests.helpers.tiny import make_tiny_model
-    from trainer_svc.worker.modeling import load_model
+    from trainer_svc.worker.model.modeling import load_model
 
     make_tiny_model(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

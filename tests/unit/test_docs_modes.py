@@ -14,7 +14,7 @@ from tests.helpers.architectures import make_model
 from tests.helpers.engine import open_engine
 from tests.helpers.tiny import make_tiny_adapter, make_tiny_model
 from tests.unit.test_worker_grpo import samples
-from trainer_svc.worker.lora import WEIGHTS_FILE
+from trainer_svc.worker.adapters.lora import WEIGHTS_FILE
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCKS = [

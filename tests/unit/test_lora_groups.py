@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from tests.helpers.tiny import make_tiny_model
-from trainer_svc.worker import lora
-from trainer_svc.worker.files import write_model
-from trainer_svc.worker.lora_groups import AdapterGroups, group_adapters
+from trainer_svc.worker.adapters import lora
+from trainer_svc.worker.adapters.lora_groups import AdapterGroups, group_adapters
+from trainer_svc.worker.checkpoints.files import write_model
 
 SMALL = {
     "vocab_size": 260, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

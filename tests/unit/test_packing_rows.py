@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_svc.worker.batch import Document
+from trainer_svc.worker.data.packing import efficiency, pack
+from trainer_svc.worker.data.plan import StepPlan
 from trainer_svc.worker.data.store import EncodedData
-from trainer_svc.worker.packing import efficiency, pack
-from trainer_svc.worker.plan import StepPlan
+from trainer_svc.worker.model.batch import Document
 
 LENGTHS = st.lists(st.integers(1, 20), max_size=60)
 

@@ -15,7 +15,7 @@ LOAD = """
 import json, sys
 from surogate.config.train import TrainConfig
 from tests.helpers.peak import rise
-from trainer_svc.worker.modeling import load_model
+from trainer_svc.worker.model.modeling import load_model
 
 def load(folder):
     keys = {"model": folder, "torch_dtype": "float32", "sequence_len": 64}

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from trainer_svc.worker.ahead import ReadAhead, num_threads
+from trainer_svc.worker.data.ahead import ReadAhead, num_threads
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

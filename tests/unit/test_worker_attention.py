@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, PreTrainedModel
 
 from tests.helpers.tiny import make_tiny_model
-from trainer_svc.worker.attention import Documents, packed_attention, use_packed_attention
+from trainer_svc.worker.model.attention import Documents, packed_attention, use_packed_attention
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "vocab_size": 97, "head_dim": 16, "max_position_embeddings": 128}

@@ -18,9 +18,9 @@ from surogate.errors import DataLossError
 from tests.helpers.engine import open_engine
 from tests.helpers.tiny import make_tiny_model, make_tiny_tokenizer
 from tests.unit.test_worker_grpo import samples
-from trainer_svc.worker import checkpoint as module
-from trainer_svc.worker.checkpoint_folders import newest_good, verify
-from trainer_svc.worker.files import new_folder
+from trainer_svc.worker.checkpoints import checkpoint as module
+from trainer_svc.worker.checkpoints.checkpoint_folders import newest_good, verify
+from trainer_svc.worker.checkpoints.files import new_folder
 
 
 @contextmanager

@@ -11,10 +11,10 @@ import torch
 
 from surogate.config.train import TrainConfig
 from tests.helpers.tiny import make_tiny_model
-from trainer_svc.worker import gated  # noqa: F401 - its operations are called by their names
-from trainer_svc.worker.attention import Documents, packed_attention
-from trainer_svc.worker.batch import Document, collate
-from trainer_svc.worker.head_math import logprobs_and_gradient
+from trainer_svc.worker.adapters import gated  # noqa: F401 - its operations are called by their names
+from trainer_svc.worker.model.attention import Documents, packed_attention
+from trainer_svc.worker.model.batch import Document, collate
+from trainer_svc.worker.model.head_math import logprobs_and_gradient
 from trainer_svc.worker.session import TrainingSession, load_session
 
 pytestmark = [

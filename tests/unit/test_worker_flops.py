@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from surogate.config.train import TrainConfig
 from tests.helpers.tiny import make_tiny_model
-from trainer_svc.worker.flops import StepFlops, device_peak
+from trainer_svc.worker.model.flops import StepFlops, device_peak
 from trainer_svc.worker.usage import DeviceUse
 
 TOKENS = 64

@@ -17,7 +17,7 @@ from tests.helpers.engine import KeepingReporter, open_engine, sample
 from tests.helpers.tiny import VOCAB_SIZE, make_tiny_model
 from trainer_svc.worker.engine import Engine
 from trainer_svc.worker.loss import policy_loss
-from trainer_svc.worker.optimizer import Optimizer, StepOutcome
+from trainer_svc.worker.optim.optimizer import Optimizer, StepOutcome
 
 LOSSES: list[dict[str, Any]] = [
     {"type": "ipo"},

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 from surogate.errors import ConfigError
 from tests.helpers.engine import open_engine
 from tests.helpers.tiny import make_tiny_adapter, make_tiny_model
+from trainer_svc.worker.adapters.lora import WEIGHTS_FILE
+from trainer_svc.worker.adapters.lora_float import FloatLoraLinear
 from trainer_svc.worker.engine import Engine
-from trainer_svc.worker.lora import WEIGHTS_FILE
-from trainer_svc.worker.lora_float import FloatLoraLinear
 
 IDS = torch.arange(4, 60)[None]
 

@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from surogate.config.train import TrainConfig
 from tests.helpers.tiny import VOCAB_SIZE, make_tiny_model
-from trainer_svc.worker import logprobs as module
-from trainer_svc.worker.attention import use_packed_attention
-from trainer_svc.worker.batch import Document, PackedBatch, collate
-from trainer_svc.worker.logprobs import summed_logprob, token_logprobs
-from trainer_svc.worker.policy import Policy
-from trainer_svc.worker.precision import Precision
-from trainer_svc.worker.recompute import use_recompute
+from trainer_svc.worker.model import logprobs as module
+from trainer_svc.worker.model.attention import use_packed_attention
+from trainer_svc.worker.model.batch import Document, PackedBatch, collate
+from trainer_svc.worker.model.logprobs import summed_logprob, token_logprobs
+from trainer_svc.worker.model.policy import Policy
+from trainer_svc.worker.model.precision import Precision
+from trainer_svc.worker.model.recompute import use_recompute
 
 M, E, V = 50, 16, 31
 HIDDEN = 64

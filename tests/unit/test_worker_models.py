@@ -19,10 +19,10 @@ from surogate.v1 import trainer_pb2 as trainer
 from tests.helpers.architectures import ARCHITECTURES, MIXTURES, make_model, make_mxfp4_model
 from tests.helpers.engine import open_engine
 from tests.helpers.tiny import VOCAB_SIZE
-from trainer_svc.worker import lora as adapters
 from trainer_svc.worker import merge
-from trainer_svc.worker.batch import Document
+from trainer_svc.worker.adapters import lora as adapters
 from trainer_svc.worker.engine import Engine
+from trainer_svc.worker.model.batch import Document
 from trainer_svc.worker.supervised import SupervisedRun
 
 STEPS = 3

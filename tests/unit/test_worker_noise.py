@@ -12,7 +12,7 @@ from surogate.config.train import NoiseScheduler
 from tests.helpers.engine import open_engine
 from tests.helpers.tiny import make_tiny_model
 from tests.unit.test_worker_grpo import samples
-from trainer_svc.worker.noise import deviation
+from trainer_svc.worker.model.noise import deviation
 
 NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.normuon import NorMuon, orthogonalised
-from trainer_svc.worker.optimizer import Optimizer
-from trainer_svc.worker.schedule import Schedule
+from trainer_svc.worker.optim.normuon import NorMuon, orthogonalised
+from trainer_svc.worker.optim.optimizer import Optimizer
+from trainer_svc.worker.optim.schedule import Schedule
 
 LR, MOMENTUM, BETA2, DECAY, EPS = 0.02, 0.9, 0.8, 0.1, 1e-8
 

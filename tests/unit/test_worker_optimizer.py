@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.optimizer import Optimizer
-from trainer_svc.worker.schedule import Schedule
+from trainer_svc.worker.optim.optimizer import Optimizer
+from trainer_svc.worker.optim.schedule import Schedule
 
 
 def train_config(**changes: object) -> TrainConfig:

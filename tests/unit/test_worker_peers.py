@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, 
 
 from tests.helpers.engine import KeepingReporter, open_engine
 from tests.helpers.tiny import make_tiny_model, make_tiny_tokenizer
-from trainer_svc.worker import lora as adapters
+from trainer_svc.worker.adapters import lora as adapters
 from trainer_svc.worker.engine import Engine
 
 STEPS, ROWS, MICRO_BATCHES = 20, 2, 2

@@ -14,10 +14,10 @@ from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError
 from tests.helpers.engine import KeepingReporter, open_engine
 from tests.helpers.tiny import make_tiny_model
-from trainer_svc.worker import modeling, recipe
 from trainer_svc.worker.engine import Engine
-from trainer_svc.worker.narrow import rounded
-from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.model import modeling, recipe
+from trainer_svc.worker.model.precision import Precision
+from trainer_svc.worker.optim.narrow import rounded
 
 STEPS = 12
 

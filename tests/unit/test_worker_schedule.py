@@ -9,7 +9,7 @@ import torch
 from transformers import get_scheduler
 from transformers.optimization import get_wsd_schedule
 
-from trainer_svc.worker.schedule import Schedule
+from trainer_svc.worker.optim.schedule import Schedule
 
 TOTAL = 37
 

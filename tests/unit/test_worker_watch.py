@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.engine import KeepingReporter, open_engine
 from tests.helpers.tiny import make_tiny_model
 from trainer_svc.worker.engine import Engine
-from trainer_svc.worker.watch import EarlyStop, SpikeGuard, epochs_for
+from trainer_svc.worker.optim.watch import EarlyStop, SpikeGuard, epochs_for
 
 
 def guarded(losses: list[float], norms: list[float] | None = None) -> tuple[SpikeGuard, list[int]]:

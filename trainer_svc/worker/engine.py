@@ -16,16 +16,17 @@ from surogate.structs import from_struct
 from surogate.urls import is_url
 from surogate.v1 import common_pb2
 from surogate.v1 import trainer_pb2 as trainer
-from trainer_svc.worker import checkpoint_folders, determinism, grpo
-from trainer_svc.worker.checkpoint import restore
+from trainer_svc.worker import determinism, grpo
+from trainer_svc.worker.adapters.lora_targets import remark
+from trainer_svc.worker.checkpoints import checkpoint_folders
+from trainer_svc.worker.checkpoints.checkpoint import restore
+from trainer_svc.worker.checkpoints.files import remove_leftovers
+from trainer_svc.worker.checkpoints.remote import RemoteCheckpoints, Saved, newest
+from trainer_svc.worker.checkpoints.saving import save_checkpoint, save_final
 from trainer_svc.worker.data.prepare import prepare
 from trainer_svc.worker.export import export_weights
-from trainer_svc.worker.files import remove_leftovers
-from trainer_svc.worker.lora_targets import remark
 from trainer_svc.worker.quantized.state import count_parameters
 from trainer_svc.worker.ranks import Ranks
-from trainer_svc.worker.remote import RemoteCheckpoints, Saved, newest
-from trainer_svc.worker.saving import save_checkpoint, save_final
 from trainer_svc.worker.score import score
 from trainer_svc.worker.session import Kind, TrainingSession, checkpoint_folder, load_session
 from trainer_svc.worker.supervised import SupervisedRun

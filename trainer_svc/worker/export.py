@@ -13,10 +13,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from surogate.internal.v1 import worker_pb2 as worker
 from surogate.v1 import common_pb2, weights_pb2
 from surogate.weights.manifest import write_image
-from trainer_svc.worker import lora
-from trainer_svc.worker.noise import deviation, with_noise
+from trainer_svc.worker.adapters import lora
+from trainer_svc.worker.model.noise import deviation, with_noise
+from trainer_svc.worker.model.spread import whole_state
 from trainer_svc.worker.session import TrainingSession
-from trainer_svc.worker.spread import whole_state
 
 _DTYPES = {
     torch.float32: common_pb2.DTYPE_F32,

@@ -12,11 +12,11 @@ import torch
 from surogate.errors import InvalidInputError
 from surogate.telemetry import metrics as names
 from surogate.v1 import trainer_pb2 as trainer
-from trainer_svc.worker.batch import Document, PackedBatch, collate
+from trainer_svc.worker.data.packing import efficiency, pack
+from trainer_svc.worker.data.plan import join_rows
 from trainer_svc.worker.health import finish_step
 from trainer_svc.worker.loss import LossMetrics, policy_loss
-from trainer_svc.worker.packing import efficiency, pack
-from trainer_svc.worker.plan import join_rows
+from trainer_svc.worker.model.batch import Document, PackedBatch, collate
 from trainer_svc.worker.session import TrainingSession
 from trainer_svc.worker_protocol import Reporter
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from surogate.errors import InternalError
 from surogate.telemetry import metrics as names
-from trainer_svc.worker.optimizer import StepOutcome
+from trainer_svc.worker.optim.optimizer import StepOutcome
 from trainer_svc.worker.session import TrainingSession
 
 MAX_BAD_STEPS = 3

@@ -112,7 +112,7 @@ def merge(adapter: Path, base: str, output: Path, dtype: str = "auto") -> None:
     import torch
     from transformers import AutoTokenizer
 
-    from trainer_svc.worker.files import new_folder, write_model
+    from trainer_svc.worker.checkpoints.files import new_folder, write_model
 
     model = _load_base(base, adapter)
     stored = getattr(torch, dtype) if dtype != "auto" else model.dtype
@@ -130,7 +130,7 @@ def _load_base(base: str, adapter: Path) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
-    from trainer_svc.worker.modeling import read_decoded
+    from trainer_svc.worker.model.modeling import read_decoded
     from trainer_svc.worker.quantized.loading import dequantize_layers, read_quantized
     from trainer_svc.worker.quantized.record import Quantization
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from surogate.errors import InvalidInputError
-from trainer_svc.worker.batch import Document, collate
-from trainer_svc.worker.packing import pack
-from trainer_svc.worker.policy import Policy
+from trainer_svc.worker.data.packing import pack
+from trainer_svc.worker.model.batch import Document, collate
+from trainer_svc.worker.model.policy import Policy
 
 
 @torch.no_grad()

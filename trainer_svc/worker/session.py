@@ -15,22 +15,22 @@ from surogate.config.grpo import ClipLoss
 from surogate.config.lora import BASE_FOLDER
 from surogate.config.train import TrainConfig
 from surogate.urls import is_url
-from trainer_svc.worker import lora
-from trainer_svc.worker.base import save_base
-from trainer_svc.worker.cuda import compile_layers
-from trainer_svc.worker.lora_targets import adapts_experts, not_served
-from trainer_svc.worker.modeling import config_error, load_model, quantization_of
-from trainer_svc.worker.optimizer import Optimizer
-from trainer_svc.worker.policy import Policy
+from trainer_svc.worker.adapters import lora
+from trainer_svc.worker.adapters.lora_targets import adapts_experts, not_served
+from trainer_svc.worker.checkpoints.base import save_base
+from trainer_svc.worker.checkpoints.remote import RemoteCheckpoints
+from trainer_svc.worker.data.tokenizer import load_tokenizer
+from trainer_svc.worker.model.cuda import compile_layers
+from trainer_svc.worker.model.modeling import config_error, load_model, quantization_of
+from trainer_svc.worker.model.policy import Policy
+from trainer_svc.worker.model.recipe import check, use_recipe
+from trainer_svc.worker.model.recompute import use_recompute
+from trainer_svc.worker.optim.optimizer import Optimizer
+from trainer_svc.worker.optim.schedule import Schedule
+from trainer_svc.worker.optim.watch import EarlyStop, SpikeGuard
 from trainer_svc.worker.quantized.loading import quantize_layers
 from trainer_svc.worker.ranks import Ranks
-from trainer_svc.worker.recipe import check, use_recipe
-from trainer_svc.worker.recompute import use_recompute
-from trainer_svc.worker.remote import RemoteCheckpoints
-from trainer_svc.worker.schedule import Schedule
-from trainer_svc.worker.tokenizer import load_tokenizer
 from trainer_svc.worker.usage import DeviceUse
-from trainer_svc.worker.watch import EarlyStop, SpikeGuard
 
 Kind = Literal["pt", "sft", "grpo"]
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from surogate.config.train import TrainConfig
-    from trainer_svc.worker.batch import Document
     from trainer_svc.worker.data.prepare import SessionData
+    from trainer_svc.worker.model.batch import Document
 
 NOT_LEARNT = -100
 """Label of a token that is not learnt, as elsewhere in the field."""
@@ -76,8 +76,8 @@ def tokenize(path: Path, overrides: Sequence[str], samples: int) -> Iterator[str
     """Prepares the data, and yields the lines that tell of them; first come warnings."""
     train = read_config(path, overrides)
     from trainer_svc.worker.data.prepare import prepare
-    from trainer_svc.worker.modeling import load_model_config
-    from trainer_svc.worker.tokenizer import load_tokenizer
+    from trainer_svc.worker.data.tokenizer import load_tokenizer
+    from trainer_svc.worker.model.modeling import load_model_config
 
     tokenizer = load_tokenizer(train)
     vocab_size = int(load_model_config(train).get_text_config().vocab_size)
@@ -97,7 +97,7 @@ def tokenize(path: Path, overrides: Sequence[str], samples: int) -> Iterator[str
 
 def statistics(data: SessionData, train: TrainConfig) -> Iterator[str]:
     """What each dataset gave, and what training makes of all of them."""
-    from trainer_svc.worker.plan import StepPlan
+    from trainer_svc.worker.data.plan import StepPlan
 
     head = ("dataset", "type", "rows", "held out", "too long", "empty", "samples", "tokens", "learnt", "longest")
     rows = [

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from trainer_svc.worker.batch import Document, Mask
 from trainer_svc.worker.data.chat import Rendered
+from trainer_svc.worker.model.batch import Document, Mask
 
 Truncation = Literal["delete", "left", "right", "split"]
 

@@ -15,14 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from surogate.config.data import ChatKeys, Dataset, TextDataset
 from surogate.config.train import TrainConfig
 from surogate.errors import InvalidInputError
-from trainer_svc.worker.batch import Document
 from trainer_svc.worker.data import cache
 from trainer_svc.worker.data.chat import Rendered
 from trainer_svc.worker.data.encode import Truncation, batched, encode, fit
 from trainer_svc.worker.data.kinds import RenderRow, known_kind, row_renderer
 from trainer_svc.worker.data.rows import Row, Rows, Source, find
 from trainer_svc.worker.data.store import DocumentWriter, EncodedData
-from trainer_svc.worker.modeling import config_error
+from trainer_svc.worker.model.batch import Document
+from trainer_svc.worker.model.modeling import config_error
 
 Warn = Callable[[str], None]
 

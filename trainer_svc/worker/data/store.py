@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from trainer_svc.worker.batch import Document
+from trainer_svc.worker.model.batch import Document
 
 TOKENS, MASK, LENGTHS = "tokens.i32", "mask.u8", "lengths.i64"
 """Files of a folder of documents: token ids, whether each is learned, documents' lengths; little-endian, no header."""

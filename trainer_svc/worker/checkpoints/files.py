@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from trainer_svc.worker import lora
+from trainer_svc.worker.adapters import lora
 from trainer_svc.worker.quantized.record import Quantization
 
 TEMPORARY = ".tmp-"

@@ -11,12 +11,12 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.attention import LARGEST_HEAD
-from trainer_svc.worker.compiler import can_compile
-from trainer_svc.worker.lora_groups import AdapterGroups, group_adapters
-from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.adapters.lora_groups import AdapterGroups, group_adapters
+from trainer_svc.worker.model.attention import LARGEST_HEAD
+from trainer_svc.worker.model.compiler import can_compile
+from trainer_svc.worker.model.precision import Precision
+from trainer_svc.worker.model.spread import decoder_layers
 from trainer_svc.worker.quantized.linear import QuantizedLinear
-from trainer_svc.worker.spread import decoder_layers
 
 COMPILED_SHAPES = 64
 """So many times a layer may be compiled anew, for other shapes or for the adapter off, before it runs uncompiled."""

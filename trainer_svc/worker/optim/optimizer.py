@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.narrow import is_narrow, keep_gradients, total_norm, widened
-from trainer_svc.worker.optimizer_kinds import local, make_optimizers, restored, saved, takes_scale
+from trainer_svc.worker.model.spread import whole
+from trainer_svc.worker.optim.narrow import is_narrow, keep_gradients, total_norm, widened
+from trainer_svc.worker.optim.optimizer_kinds import local, make_optimizers, restored, saved, takes_scale
+from trainer_svc.worker.optim.schedule import Schedule
 from trainer_svc.worker.ranks import Ranks
-from trainer_svc.worker.schedule import Schedule
-from trainer_svc.worker.spread import whole
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer_svc.worker.forward import PackedForward
+from trainer_svc.worker.model.forward import PackedForward
 
 
 def spread(forward: PackedForward, zero_level: int) -> nn.Module:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainer_svc.worker.attention import Documents, on_device
+from trainer_svc.worker.model.attention import Documents, on_device
 
 Tokens = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.modeling import config_error
+from trainer_svc.worker.model.modeling import config_error
 from trainer_svc.worker.paths import model_source
 
 

@@ -11,14 +11,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from surogate.errors import FailedPreconditionError
-from trainer_svc.worker.batch import PackedBatch
-from trainer_svc.worker.cuda import Compiled
-from trainer_svc.worker.forward import PackedForward
-from trainer_svc.worker.graphs import MicroBatchGraphs
-from trainer_svc.worker.modeling import vocab_size
-from trainer_svc.worker.precision import Precision
-from trainer_svc.worker.recompute import has_dropout
-from trainer_svc.worker.spread import last_of_step, spread
+from trainer_svc.worker.model.batch import PackedBatch
+from trainer_svc.worker.model.cuda import Compiled
+from trainer_svc.worker.model.forward import PackedForward
+from trainer_svc.worker.model.graphs import MicroBatchGraphs
+from trainer_svc.worker.model.modeling import vocab_size
+from trainer_svc.worker.model.precision import Precision
+from trainer_svc.worker.model.recompute import has_dropout
+from trainer_svc.worker.model.spread import last_of_step, spread
 
 BLOCK = 128
 """On CUDA rows are as long as a multiple of this: products are fast, and few different lengths occur."""

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.modeling import config_error, device
+from trainer_svc.worker.model.modeling import config_error, device
 from trainer_svc.worker.quantized.record import skipped_layers
 
 FP8_CAPABILITY = (8, 9)

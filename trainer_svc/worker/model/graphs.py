@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from trainer_svc.worker.attention import Bucket
-from trainer_svc.worker.batch import PackedBatch
-from trainer_svc.worker.forward import PackedForward
+from trainer_svc.worker.model.attention import Bucket
+from trainer_svc.worker.model.batch import PackedBatch
+from trainer_svc.worker.model.forward import PackedForward
 
 MOST_GRAPHS = 8
 """Shapes that are recorded; the passes of others are launched kernel by kernel."""

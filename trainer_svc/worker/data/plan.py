@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from trainer_svc.worker.data.packing import efficiency, pack
 from trainer_svc.worker.data.store import EncodedData
-from trainer_svc.worker.packing import efficiency, pack
 
 
 class StepPlan:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from transformers import PreTrainedModel
 
-from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.model.precision import Precision
 
 PROBE_TOKENS = 8
 """Length of the sequence on which a model is asked, once, how its logits come about."""

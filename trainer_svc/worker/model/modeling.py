@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config, Pretrain
 
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, Violation
-from trainer_svc.worker.attention import use_packed_attention
+from trainer_svc.worker.model.attention import use_packed_attention
+from trainer_svc.worker.model.precision import Precision, has_bfloat16
 from trainer_svc.worker.paths import is_local, model_source
-from trainer_svc.worker.precision import Precision, has_bfloat16
 from trainer_svc.worker.quantized.loading import read_quantized
 from trainer_svc.worker.quantized.record import Quantization
 

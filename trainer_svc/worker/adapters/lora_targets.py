@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from surogate.config.lora import ALL_LINEAR, EXPERTS
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.modeling import config_error
+from trainer_svc.worker.model.modeling import config_error
 
 
 def targets(model: PreTrainedModel, train: TrainConfig, dropout: float) -> dict[str, Any]:

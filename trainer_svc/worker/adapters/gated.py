@@ -17,7 +17,7 @@ torch.library.define("surogate::gated_gradient", "(Tensor y, Tensor low, Tensor 
 def _gated(y: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up, [T, F]."""
     if y.is_cuda:
-        from trainer_svc.worker import gated_kernel  # Triton, which a CPU may be without
+        from trainer_svc.worker.adapters import gated_kernel  # Triton, which a CPU may be without
 
         return gated_kernel.gated(y, low, b)
     gate, up = _with_adapters(y, low, b)
@@ -28,7 +28,7 @@ def _gated(y: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _gated_gradient(y: torch.Tensor, low: torch.Tensor, b: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """Gradient [T, 2F] with respect to gate and up, from that of `gated` [T, F]."""
     if y.is_cuda:
-        from trainer_svc.worker import gated_kernel
+        from trainer_svc.worker.adapters import gated_kernel
 
         return gated_kernel.gated_gradient(y, low, b, gradient.contiguous())
     gate, up = _with_adapters(y, low, b)

@@ -18,7 +18,7 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch.nn import functional as F
 
-from trainer_svc.worker import gated  # noqa: F401 - its operations are called by their names
+from trainer_svc.worker.adapters import gated  # noqa: F401 - its operations are called by their names
 
 SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that read the same input, in the order in which they are called."""

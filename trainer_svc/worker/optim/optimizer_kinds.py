@@ -10,9 +10,9 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.bitsandbytes_library import load_bitsandbytes
-from trainer_svc.worker.normuon import NorMuon
-from trainer_svc.worker.spread import share_like
+from trainer_svc.worker.model.spread import share_like
+from trainer_svc.worker.optim.bitsandbytes_library import load_bitsandbytes
+from trainer_svc.worker.optim.normuon import NorMuon
 
 SMALLEST_8BIT = 4096
 """Weights with fewer elements keep their moments in float32: they are the sensitive ones, and cost nothing."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surogate.errors import DataLossError
-from trainer_svc.worker import lora
-from trainer_svc.worker.files import new_folder, write_model
-from trainer_svc.worker.precision import Precision
+from trainer_svc.worker.adapters import lora
+from trainer_svc.worker.checkpoints.files import new_folder, write_model
+from trainer_svc.worker.model.precision import Precision
 from trainer_svc.worker.quantized.record import Quantization
 
 
