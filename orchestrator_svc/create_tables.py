@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, insert, select
 
-from orchestrator_svc import restarts, reward_services, scaling
-from orchestrator_svc.database import one_at_a_time
 from orchestrator_svc.grpo import ledger
-from orchestrator_svc.schema import metadata, schema_version
+from orchestrator_svc.jobstore import restarts, reward_services, scaling
+from orchestrator_svc.jobstore.database import one_at_a_time
+from orchestrator_svc.jobstore.schema import metadata, schema_version
 from surogate.errors import FailedPreconditionError
 
 VERSION = 1

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator_svc.messages import ENDED
-from orchestrator_svc.reward_services import MULTI_TURN, ReplacedService
+from orchestrator_svc.jobstore.messages import ENDED
+from orchestrator_svc.jobstore.reward_services import MULTI_TURN, ReplacedService
 from surogate.config.env import EnvConfig
 from surogate.config.job import GrpoJob, resolve_job
 from surogate.config.problems import violations_of

@@ -18,19 +18,19 @@ from google.protobuf.empty_pb2 import Empty
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator_svc import store
 from orchestrator_svc.allowed import check_inputs, check_remote_code, check_variables
-from orchestrator_svc.bell import Bell
 from orchestrator_svc.custom_code import check_allowed
-from orchestrator_svc.database import Database
-from orchestrator_svc.journal import read_events
+from orchestrator_svc.jobs.runner import JobRunner
+from orchestrator_svc.jobstore import store
+from orchestrator_svc.jobstore.bell import Bell
+from orchestrator_svc.jobstore.database import Database
+from orchestrator_svc.jobstore.journal import read_events
+from orchestrator_svc.jobstore.messages import ENDED, KINDS, to_job
+from orchestrator_svc.jobstore.reward_services import replace_service
+from orchestrator_svc.jobstore.scaling import check_scale, set_scale
 from orchestrator_svc.launchers.kubernetes.policy import check_cluster, check_image
-from orchestrator_svc.messages import ENDED, KINDS, to_job
 from orchestrator_svc.paths import check_paths, check_urls, output_dir_of
 from orchestrator_svc.replace_reward import check_service, wanted_service
-from orchestrator_svc.reward_services import replace_service
-from orchestrator_svc.runner import JobRunner
-from orchestrator_svc.scaling import check_scale, set_scale
 from orchestrator_svc.settings import OrchestratorSettings
 from orchestrator_svc.worker_logs import read_logs
 from surogate.config.job import AnyJob, resolve_job

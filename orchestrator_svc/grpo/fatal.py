@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator_svc.grpo.replicas import ReplicasLostError
+from orchestrator_svc.grpo.rollouts.replicas import ReplicasLostError
 from orchestrator_svc.launchers.base import WorkerFailedError
 from surogate.errors import (
     InternalError,

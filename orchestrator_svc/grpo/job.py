@@ -11,13 +11,9 @@ from types import TracebackType
 
 from sqlalchemy import Connection
 
-from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.ahead import Ahead
 from orchestrator_svc.grpo.batch import Batch, Collector
-from orchestrator_svc.grpo.canary import Canary
-from orchestrator_svc.grpo.episodes import Player
 from orchestrator_svc.grpo.evaluate import Evaluator
-from orchestrator_svc.grpo.generation import Generator
 from orchestrator_svc.grpo.groups import Cause
 from orchestrator_svc.grpo.ledger import Ledger
 from orchestrator_svc.grpo.loop import GrpoLoop
@@ -29,22 +25,26 @@ from orchestrator_svc.grpo.opening import (
     prepare_prompts,
     service_of,
 )
-from orchestrator_svc.grpo.replacing import Replacing
-from orchestrator_svc.grpo.replica_scaling import ReplicaScaling
-from orchestrator_svc.grpo.replicas import Replicas
-from orchestrator_svc.grpo.report import Reporter
-from orchestrator_svc.grpo.ruler import Ruler
-from orchestrator_svc.grpo.scoring import Scorer
+from orchestrator_svc.grpo.reporting.report import Reporter
+from orchestrator_svc.grpo.reporting.step_traces import StepTraces
+from orchestrator_svc.grpo.rewards.replacing import Replacing
+from orchestrator_svc.grpo.rewards.ruler import Ruler
+from orchestrator_svc.grpo.rewards.scoring import Scorer
+from orchestrator_svc.grpo.rollouts.canary import Canary
+from orchestrator_svc.grpo.rollouts.episodes import Player
+from orchestrator_svc.grpo.rollouts.generation import Generator
+from orchestrator_svc.grpo.rollouts.replica_scaling import ReplicaScaling
+from orchestrator_svc.grpo.rollouts.replicas import Replicas
+from orchestrator_svc.grpo.rollouts.tokenizer import OWN, ChatTokenizer
 from orchestrator_svc.grpo.settings import Settings
 from orchestrator_svc.grpo.setup import read_settings
-from orchestrator_svc.grpo.step_traces import StepTraces
 from orchestrator_svc.grpo.tasks import unless
-from orchestrator_svc.grpo.tokenizer import OWN, ChatTokenizer
 from orchestrator_svc.grpo.trainer import Trainer
-from orchestrator_svc.journal import LeaseLostError
+from orchestrator_svc.jobs.context import JobContext
+from orchestrator_svc.jobs.workers import start_workers
+from orchestrator_svc.jobstore.journal import LeaseLostError
+from orchestrator_svc.jobstore.scaling import scale_of
 from orchestrator_svc.launchers.base import WorkerPool
-from orchestrator_svc.scaling import scale_of
-from orchestrator_svc.workers import start_workers
 from surogate.config.job import GrpoJob
 from surogate.errors import CancelledError, SurogateError
 from surogate.storage.fetch import TEXT, local

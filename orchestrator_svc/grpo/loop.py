@@ -6,23 +6,23 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from orchestrator_svc.context import JobContext
 from orchestrator_svc.grpo.ahead import Ahead
 from orchestrator_svc.grpo.batch import Batch
-from orchestrator_svc.grpo.book import PromptBook
-from orchestrator_svc.grpo.canary import Canary
 from orchestrator_svc.grpo.evaluate import Evaluator, HeldOut
 from orchestrator_svc.grpo.ledger import Ledger, StepState
-from orchestrator_svc.grpo.metrics import batch_metrics, step_clock, trained_tokens
 from orchestrator_svc.grpo.plan import Plan
-from orchestrator_svc.grpo.pools_file import save_pools
-from orchestrator_svc.grpo.replicas import Replicas
-from orchestrator_svc.grpo.report import Reporter
+from orchestrator_svc.grpo.prompts.book import PromptBook
+from orchestrator_svc.grpo.prompts.pools_file import save_pools
+from orchestrator_svc.grpo.reporting.metrics import batch_metrics, step_clock, trained_tokens
+from orchestrator_svc.grpo.reporting.report import Reporter
+from orchestrator_svc.grpo.reporting.step_traces import StepTraces
+from orchestrator_svc.grpo.rewards.scoring import Scorer
+from orchestrator_svc.grpo.rollouts.canary import Canary
+from orchestrator_svc.grpo.rollouts.replicas import Replicas
 from orchestrator_svc.grpo.samples import training_samples
-from orchestrator_svc.grpo.scoring import Scorer
-from orchestrator_svc.grpo.step_traces import StepTraces
 from orchestrator_svc.grpo.tasks import unless
 from orchestrator_svc.grpo.trainer import Trainer
+from orchestrator_svc.jobs.context import JobContext
 from surogate.errors import CancelledError
 from surogate.telemetry import metrics as names
 from surogate.telemetry.tracing import span

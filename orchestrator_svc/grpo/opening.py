@@ -7,25 +7,25 @@ from collections.abc import Mapping, Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-from orchestrator_svc.context import JobContext
-from orchestrator_svc.grpo.book import PromptBook
-from orchestrator_svc.grpo.dataset import prompt_digest
-from orchestrator_svc.grpo.draws import Drawer
 from orchestrator_svc.grpo.evaluate import HeldOut
 from orchestrator_svc.grpo.groups import ASSISTANT, Prompt
 from orchestrator_svc.grpo.ledger import Ledger, StepState
 from orchestrator_svc.grpo.plan import Plan
-from orchestrator_svc.grpo.pools import Pools
-from orchestrator_svc.grpo.pools_file import load_pools
-from orchestrator_svc.grpo.prompts import Examples, TooLong, Wanted, gather_examples, tokenize
-from orchestrator_svc.grpo.replicas import Replicas
-from orchestrator_svc.grpo.report import origin_state
-from orchestrator_svc.grpo.scoring import Environment
-from orchestrator_svc.grpo.services import BuiltIn, Custom
+from orchestrator_svc.grpo.prompts.book import PromptBook
+from orchestrator_svc.grpo.prompts.dataset import prompt_digest
+from orchestrator_svc.grpo.prompts.draws import Drawer
+from orchestrator_svc.grpo.prompts.gathered import Examples, TooLong, Wanted, gather_examples, tokenize
+from orchestrator_svc.grpo.prompts.pools import Pools
+from orchestrator_svc.grpo.prompts.pools_file import load_pools
+from orchestrator_svc.grpo.reporting.report import origin_state
+from orchestrator_svc.grpo.rewards.scoring import Environment
+from orchestrator_svc.grpo.rewards.services import BuiltIn, Custom
+from orchestrator_svc.grpo.rollouts.replicas import Replicas
+from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer
 from orchestrator_svc.grpo.settings import EnvironmentSpec, Settings
 from orchestrator_svc.grpo.tasks import together
-from orchestrator_svc.grpo.tokenizer import ChatTokenizer
 from orchestrator_svc.grpo.trainer import Listener, Origin, Trainer
+from orchestrator_svc.jobs.context import JobContext
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker
 from surogate.errors import (
     ConfigError,

@@ -1,7 +1,8 @@
 """What a launcher gives a job: workers that can be called, and called again after a restart.
 
-A `Launcher` opens one `WorkerPool` per job. The runner starts workers in it (`orchestrator_svc.workers.start_workers`
-does so for every kind of job) and talks to them through `Worker.channel()`. When a call fails since a worker went away:
+A `Launcher` opens one `WorkerPool` per job. The runner starts workers in it (for every kind of job by
+`orchestrator_svc.jobs.workers.start_workers`) and talks to them through `Worker.channel()`. When a call fails since a
+worker went away:
 
     channel = await worker.channel()
     try:
@@ -185,7 +186,7 @@ class WorkerPool(ABC):
 
 
 class Job(Protocol):
-    """What a launcher needs to know of a job; see `orchestrator_svc.context.JobContext`."""
+    """What a launcher needs to know of a job; see `orchestrator_svc.jobs.context.JobContext`."""
 
     @property
     def job_id(self) -> str:

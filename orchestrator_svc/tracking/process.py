@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from orchestrator_svc.context import JobContext
+from orchestrator_svc.jobs.context import JobContext
 from orchestrator_svc.tracking.backends import INTERRUPTED
 from orchestrator_svc.tracking.spec import Spec
 from surogate.errors import SurogateError

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import Connection, Row, select
 
-from orchestrator_svc import store
-from orchestrator_svc.database import Database
-from orchestrator_svc.journal import read_events
+from orchestrator_svc.jobstore import store
+from orchestrator_svc.jobstore.database import Database
+from orchestrator_svc.jobstore.journal import read_events
+from orchestrator_svc.jobstore.messages import ENDED
+from orchestrator_svc.jobstore.scaling import scale_of
+from orchestrator_svc.jobstore.schema import jobs
 from orchestrator_svc.launchers.kubernetes.api import EVENT, Api, ConflictError, Object
 from orchestrator_svc.launchers.kubernetes.mirror import Mirror
 from orchestrator_svc.launchers.kubernetes.names import TRAINING_JOB_NAME, TRAINING_JOB_UID
-from orchestrator_svc.messages import ENDED
-from orchestrator_svc.scaling import scale_of
-from orchestrator_svc.schema import jobs
 from orchestrator_svc.trainingjobs.crd import TRAINING_JOB
 from orchestrator_svc.trainingjobs.status import event_of, events_of, refusal_of, refused, selector_of, status_of
 from surogate.config.job import GrpoJob, resolve_job

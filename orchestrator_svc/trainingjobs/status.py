@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator_svc.jobstore.messages import ENDED
 from orchestrator_svc.launchers.kubernetes import names
 from orchestrator_svc.launchers.kubernetes.api import Object
-from orchestrator_svc.messages import ENDED
 from surogate.v1 import job_pb2
 
 _State = job_pb2.Job

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator_svc.grpo.scoring import Environment, Scorer
-from orchestrator_svc.grpo.services import Custom
-from orchestrator_svc.grpo.template import as_messages
-from orchestrator_svc.grpo.tokenizer import ChatTokenizer
+from orchestrator_svc.grpo.rewards.scoring import Environment, Scorer
+from orchestrator_svc.grpo.rewards.services import Custom
+from orchestrator_svc.grpo.rollouts.template import as_messages
+from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer
 from surogate.errors import ConfigError, InternalError, UnavailableError
 from surogate.process import start_service
 from surogate.rollouts import read_steps

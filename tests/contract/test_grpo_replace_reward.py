@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import select
 
 from orchestrator_svc.grpo.ledger import draws
+from orchestrator_svc.jobstore.reward_services import ReplacedService, replace_service
+from orchestrator_svc.jobstore.schema import jobs
 from orchestrator_svc.replace_reward import Needed, check_service, wanted_service
-from orchestrator_svc.reward_services import ReplacedService, replace_service
-from orchestrator_svc.schema import jobs
 from surogate.errors import ConfigError, FailedPreconditionError, InvalidInputError
 from surogate.rollouts import read_steps
 from surogate.v1 import job_pb2, reward_pb2, reward_pb2_grpc

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from google.protobuf.struct_pb2 import Struct
 
-from orchestrator_svc.grpo.answers import MAX_COMPONENTS
 from orchestrator_svc.grpo.groups import Rollout
-from orchestrator_svc.grpo.scoring import Environment, Scorer
-from orchestrator_svc.grpo.services import Custom
+from orchestrator_svc.grpo.rewards.answers import MAX_COMPONENTS
+from orchestrator_svc.grpo.rewards.scoring import Environment, Scorer
+from orchestrator_svc.grpo.rewards.services import Custom
 from orchestrator_svc.grpo.setup import service_security
 from surogate.config.env import EnvConfig
 from surogate.errors import (
@@ -160,7 +160,7 @@ class Late(broken.GoodReward):
 
 
 async def test_a_late_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator_svc.grpo.scoring.GRACE", 0.2)
+    monkeypatch.setattr("orchestrator_svc.grpo.rewards.scoring.GRACE", 0.2)
     service = Late()
     async with broken.serving(service) as address:
         with pytest.raises(DeadlineError, match=r"environment vowels: .* did not answer within 0\.4 s"):

@@ -172,7 +172,7 @@ async def test_what_a_reward_service_refuses_has_the_key_of_the_users_file(
 
 
 async def test_a_reward_service_that_hangs_costs_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator_svc.grpo.scoring.GRACE", 0.1)
+    monkeypatch.setattr("orchestrator_svc.grpo.rewards.scoring.GRACE", 0.1)
     async with grpo_job(tmp_path, max_steps=1, item_timeout=0.1) as (job, fakes):
 
         async def hang(request: reward_pb2.ScoreRolloutsRequest) -> None:
@@ -285,7 +285,7 @@ async def test_a_push_that_fails_on_one_replica_is_made_up_for(tmp_path: Path) -
 async def test_a_push_that_always_fails_fails_the_job_and_leaves_the_old_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator_svc.grpo.replicas.PUSH_PAUSE", 0.01)
+    monkeypatch.setattr("orchestrator_svc.grpo.rollouts.replicas.PUSH_PAUSE", 0.01)
     async with grpo_job(tmp_path, replicas=2) as (job, fakes):
 
         async def fail(request: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from orchestrator_svc.context import JobContext
+from orchestrator_svc.jobs.context import JobContext
 from orchestrator_svc.launchers.base import WorkerPool
 from orchestrator_svc.service import SERVICE
 from surogate.config.service import ServiceSettings

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from orchestrator_svc.metrics_file import read_metrics
+from orchestrator_svc.jobs.metrics_file import read_metrics
+from orchestrator_svc.jobs.training_job import TrainingJob
 from orchestrator_svc.tracking.spec import LIBRARIES
-from orchestrator_svc.training_job import TrainingJob
 from surogate.errors import ConfigError
 from surogate.rpc.status import from_status
 from surogate.v1 import job_pb2

@@ -180,7 +180,7 @@ async def test_a_lost_watch_throttling_and_an_absent_api_server_do_no_harm(tmp_p
 async def test_what_was_left_while_the_api_server_was_away_is_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator_svc.runner.SWEEP_SECONDS", 0.2)
+    monkeypatch.setattr("orchestrator_svc.jobs.runner.SWEEP_SECONDS", 0.2)
     async with training_on(tmp_path, TrainerPods(0.05), api_patience=0.2) as (orchestrator, cluster):
         name = await started(orchestrator)
         cluster.api.down = True
@@ -241,7 +241,7 @@ async def test_a_job_of_the_same_id_that_the_store_does_not_know_is_left_alone(t
 
 
 async def test_an_emptied_store_costs_running_jobs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator_svc.runner.SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr("orchestrator_svc.jobs.runner.SWEEP_SECONDS", 0.05)
     async with training_on(tmp_path, TrainerPods(0.2)) as (orchestrator, cluster):
         await started(orchestrator)
         before = {plural: set(cluster.api.objects[plural]) for plural in LEFT}

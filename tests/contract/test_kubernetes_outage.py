@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
-from orchestrator_svc import runner
+from orchestrator_svc.jobs import runner
 from orchestrator_svc.launchers.kubernetes import api, worker
 from surogate.v1 import job_pb2
 from tests.contract.test_kubernetes_grpo import grpo_config

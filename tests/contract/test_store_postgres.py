@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import OperationalError
 
-from orchestrator_svc import store
-from orchestrator_svc.context import JobContext
 from orchestrator_svc.create_tables import create_tables
-from orchestrator_svc.database import Database, StoreUnavailableError
+from orchestrator_svc.jobs.context import JobContext
+from orchestrator_svc.jobstore import store
+from orchestrator_svc.jobstore.database import Database, StoreUnavailableError
 from orchestrator_svc.launchers.base import WorkerPool
 from surogate.errors import ConfigError, SurogateError
 from surogate.v1 import job_pb2

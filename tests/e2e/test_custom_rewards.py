@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator_svc.metrics_file import read_metrics
+from orchestrator_svc.jobs.metrics_file import read_metrics
 from surogate.reward.conformance import Verdict, Wishes, check_service
 from surogate.rollouts import read_steps
 from surogate.rpc.channel import ClientSecurity

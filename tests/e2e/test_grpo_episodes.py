@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator_svc.metrics_file import read_metrics
+from orchestrator_svc.jobs.metrics_file import read_metrics
 from reward_svc.environments.guess_number import NO_NUMBER
 from surogate.rollouts import read_steps
 from tests.helpers.grpo_files import write_grpo_files

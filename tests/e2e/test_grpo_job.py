@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from orchestrator_svc.grpo.setup import read_settings
-from orchestrator_svc.metrics_file import read_metrics
+from orchestrator_svc.jobs.metrics_file import read_metrics
 from surogate.config.job import GrpoJob, resolve_job
 from surogate.v1 import trainer_pb2
 from tests.helpers.grpo_files import Ledger, Rows, write_grpo_files

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator_svc.metrics_file import read_metrics
+from orchestrator_svc.jobs.metrics_file import read_metrics
 from surogate.process import ServiceProcess, start_service
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.v1 import job_pb2, job_pb2_grpc

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator_svc.metrics_file import read_metrics
+from orchestrator_svc.jobs.metrics_file import read_metrics
 from tests.e2e.test_jobs_processes import children_of, gone, orchestrator_process, steps_of
 from tests.helpers.object_store import BUCKET, object_store
 from tests.helpers.orchestrator import State

@@ -13,18 +13,18 @@ from typing import Any
 import grpc.aio
 from sqlalchemy import select, update
 
-from orchestrator_svc import store
-from orchestrator_svc.context import JobContext
 from orchestrator_svc.create_tables import create_tables
-from orchestrator_svc.database import Database
 from orchestrator_svc.grpo.job import run_with
 from orchestrator_svc.grpo.ledger import draws, steps
 from orchestrator_svc.grpo.plan import Plan
-from orchestrator_svc.grpo.sampling import Sampling, TemperatureSchedule
+from orchestrator_svc.grpo.rollouts.sampling import Sampling, TemperatureSchedule
 from orchestrator_svc.grpo.settings import EnvironmentSpec, Settings
-from orchestrator_svc.journal import read_events
+from orchestrator_svc.jobs.context import JobContext
+from orchestrator_svc.jobstore import store
+from orchestrator_svc.jobstore.database import Database
+from orchestrator_svc.jobstore.journal import read_events
+from orchestrator_svc.jobstore.schema import jobs
 from orchestrator_svc.launchers.base import Component, Worker, WorkerPool, WorkerSpec
-from orchestrator_svc.schema import jobs
 from surogate.config.job import resolve_job
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.v1 import job_pb2

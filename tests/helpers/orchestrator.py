@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator_svc import training_job
-from orchestrator_svc.bell import Bell
 from orchestrator_svc.create_tables import create_tables
-from orchestrator_svc.database import Database
-from orchestrator_svc.job_life import RunJob
+from orchestrator_svc.jobs import training_job
+from orchestrator_svc.jobs.job_life import RunJob
+from orchestrator_svc.jobs.runner import JobRunner
+from orchestrator_svc.jobstore.bell import Bell
+from orchestrator_svc.jobstore.database import Database
 from orchestrator_svc.launchers import make_launcher
 from orchestrator_svc.launchers.base import Launcher
-from orchestrator_svc.runner import JobRunner
 from orchestrator_svc.service import SERVICE, JobServicer
 from orchestrator_svc.settings import OrchestratorSettings
 from surogate.rpc.channel import ClientSecurity, open_channel

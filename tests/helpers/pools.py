@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator_svc.context import JobContext
+from orchestrator_svc.jobs.context import JobContext
 from orchestrator_svc.launchers.base import Component, Launcher, Worker, WorkerPool, WorkerSpec
 from orchestrator_svc.launchers.static import StaticWorker
 from surogate.errors import FailedPreconditionError

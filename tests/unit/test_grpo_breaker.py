@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from orchestrator_svc.grpo import breaker as module
-from orchestrator_svc.grpo.breaker import TRIPS_AFTER, Breaker
+from orchestrator_svc.grpo.rewards import breaker as module
+from orchestrator_svc.grpo.rewards.breaker import TRIPS_AFTER, Breaker
 from surogate.errors import UnavailableError
 
 

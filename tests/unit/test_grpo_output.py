@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from orchestrator_svc.grpo.output import write_samples
+from orchestrator_svc.grpo.reporting.output import write_samples
 from surogate.v1 import job_pb2
 
 

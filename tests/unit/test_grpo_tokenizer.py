@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator_svc.grpo.template import ChatTemplate
-from orchestrator_svc.grpo.tokenizer import ChatTokenizer
+from orchestrator_svc.grpo.rollouts.template import ChatTemplate
+from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer
 from surogate.errors import ConfigError
 from surogate.v1 import common_pb2
 from tests.helpers.grpo_job import write_tokenizer
@@ -88,7 +88,7 @@ def test_special_tokens_are_left_out_of_completions(tmp_path: Path) -> None:
 def test_numbers_and_structures_of_a_message_reach_the_template() -> None:
     message = common_pb2.ChatMessage(role="user", content="who?")
     message.extra.update({"age": 36, "share": 0.5, "tags": [1, "a"]})
-    from orchestrator_svc.grpo.template import as_messages
+    from orchestrator_svc.grpo.rollouts.template import as_messages
 
     assert (
         ChatTemplate("{{ messages[0].age }} {{ messages[0].share }} {{ messages[0].tags }}", {}).render(

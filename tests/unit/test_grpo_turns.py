@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator_svc.grpo.tokenizer import ChatTokenizer
+from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer
 from surogate.errors import ConfigError
 from surogate.v1 import common_pb2
 from tests.helpers.grpo_job import write_tokenizer

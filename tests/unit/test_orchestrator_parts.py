@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator_svc.eta import Eta
+from orchestrator_svc.jobs.eta import Eta
+from orchestrator_svc.jobs.metrics_file import MetricsFile, read_metrics
+from orchestrator_svc.jobs.plots import plot_lines
 from orchestrator_svc.launchers.child import RestartPolicy
 from orchestrator_svc.launchers.gpus import assign, visible_devices
 from orchestrator_svc.launchers.local import threads
-from orchestrator_svc.metrics_file import MetricsFile, read_metrics
 from orchestrator_svc.paths import check_paths, output_dir_of
-from orchestrator_svc.plots import plot_lines
 from orchestrator_svc.service import job_id_of, make_job_id
 from surogate.errors import ConfigError, InvalidInputError
 from surogate.structs import from_struct, to_struct

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator_svc.jobs.workers import worker_specs
 from orchestrator_svc.launchers.base import WorkerPool, WorkerSpec
 from orchestrator_svc.launchers.local import LocalPool
 from orchestrator_svc.launchers.static import StaticPool, job_addresses
 from orchestrator_svc.settings import OrchestratorSettings
-from orchestrator_svc.workers import worker_specs
 from surogate.config.job import resolve_job
 from surogate.errors import FailedPreconditionError
 from surogate.rpc.channel import ClientSecurity

@@ -15,13 +15,13 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import Connection, func, select
 
-from orchestrator_svc import leases, store
 from orchestrator_svc.create_tables import VERSION, create_tables
-from orchestrator_svc.database import Database
-from orchestrator_svc.identity import is_known_dead, make_identity
-from orchestrator_svc.journal import LeaseLostError, read_events, record
-from orchestrator_svc.messages import to_job
-from orchestrator_svc.schema import events, job_labels, schema_version
+from orchestrator_svc.jobstore import leases, store
+from orchestrator_svc.jobstore.database import Database
+from orchestrator_svc.jobstore.identity import is_known_dead, make_identity
+from orchestrator_svc.jobstore.journal import LeaseLostError, read_events, record
+from orchestrator_svc.jobstore.messages import to_job
+from orchestrator_svc.jobstore.schema import events, job_labels, schema_version
 from surogate.errors import (
     AlreadyExistsError,
     BusyError,
@@ -246,7 +246,7 @@ def test_a_store_that_cannot_be_used_names_the_setting() -> None:
 
 def test_a_new_store_has_the_tables_of_every_kind_of_job(tmp_path: Path) -> None:
     code = (
-        "import sys; from orchestrator_svc import lifespan; from orchestrator_svc.database import Database; "
+        "import sys; from orchestrator_svc import lifespan; from orchestrator_svc.jobstore.database import Database; "
         "engine = Database.open(sys.argv[1]).engine\n"
         "with engine.begin() as connection: lifespan.create_tables(connection)\n"
         "from sqlalchemy import inspect; print(inspect(engine).get_table_names())"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from orchestrator_svc.grpo.tokenizer import ChatTokenizer
+from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer
 from surogate.errors import ConfigError, InvalidInputError
 from tests.helpers.engine import open_engine
 from tests.helpers.tiny import make_tiny_model

@@ -1,0 +1,200 @@
+"""Rewards of a group, and answers to turns: asking the environment's service."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct
+
+from orchestrator_svc.grpo.groups import Rollout
+from orchestrator_svc.grpo.rewards.answers import take_rewards
+from orchestrator_svc.grpo.rewards.breaker import Breaker
+from orchestrator_svc.grpo.rewards.services import RewardEndpoint
+from orchestrator_svc.grpo.rewards.shadow import Shadow
+from surogate.errors import BusyError, CancelledError, DeadlineError, SurogateError, UnavailableError
+from surogate.v1 import reward_pb2
+
+MAX_CONCURRENT = 64
+"""Groups that are scored at once, over all environments."""
+
+MAX_TURNS = 256
+"""Turns that environments answer at once, over all episodes."""
+
+GRACE = 5.0
+"""Seconds that a call may take beyond the time of its items."""
+
+ResponseT = TypeVar("ResponseT")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One environment of a job."""
+
+    key: str
+    """`env[].name`, or the id: unique in the job."""
+    id: str
+    args: Struct
+    endpoint: RewardEndpoint
+    timeout: float
+    """Seconds that one rollout may take to score, or a turn to be answered."""
+    max_turns: int = 0
+    """Most turns of the model in an episode; 0 where rollouts are single completions."""
+
+
+class Scorer:
+    """Scores groups; a bounded number at once."""
+
+    def __init__(
+        self, environments: Mapping[str, Environment], *, job: str, patience: float, judge: Environment | None = None
+    ) -> None:
+        """`judge` scores beside the environments; `patience`: seconds for which a service that is away is asked."""
+        self._environments = dict(environments)
+        self._configured = dict(environments)
+        self._shadows: dict[str, Shadow] = {}
+        self._breakers = {key: Breaker() for key in [*environments, *([judge.key] if judge else [])]}
+        self._job = job
+        self._patience = patience
+        self._room = asyncio.Semaphore(MAX_CONCURRENT)
+        self._turns = asyncio.Semaphore(MAX_TURNS)
+
+    def environment(self, key: str) -> Environment:
+        """An environment, with the service that it has now."""
+        return self._environments[key]
+
+    @property
+    def multi_turn(self) -> list[str]:
+        """Keys of the environments whose rollouts are episodes."""
+        return sorted(key for key, environment in self._configured.items() if environment.max_turns)
+
+    async def take_turn(self, spec: Environment, request: reward_pb2.TakeTurnRequest) -> reward_pb2.TakeTurnResponse:
+        """Has the environment answer the model's turn; the rest of the request is filled in here.
+
+        Raises:
+            SurogateError: It did not.
+        """
+        request.run, request.environment = f"jobs/{self._job}", spec.id
+        request.args.CopyFrom(spec.args)
+        request.timeout.CopyFrom(_duration(spec.timeout))
+
+        async def call() -> reward_pb2.TakeTurnResponse:
+            stub = await spec.endpoint.environment()
+            return await stub.TakeTurn(request, timeout=spec.timeout + GRACE)
+
+        async with self._turns:
+            try:
+                return await self._ask(self._breakers[spec.key], call)
+            except SurogateError as error:
+                raise _named(spec, error, spec.timeout + GRACE) from error
+
+    async def score(
+        self, spec: Environment, example: reward_pb2.Example, group_id: str, rollouts: Sequence[Rollout]
+    ) -> tuple[list[Rollout], str]:
+        """Fills in `reward` and `components`; returns the rollouts that were scored, and what went wrong with others.
+
+        Raises:
+            SurogateError: The group could not be scored at all.
+        """
+        request = reward_pb2.ScoreRolloutsRequest(
+            run=f"jobs/{self._job}", group_id=group_id, environment=spec.id, args=spec.args, example=example
+        )
+        request.item_timeout.CopyFrom(_duration(spec.timeout))
+        for rollout in rollouts:
+            request.rollouts.add(
+                rollout_id=rollout.rollout_id,
+                completion=rollout.text,
+                num_tokens=rollout.num_sampled,
+                finish_reason=rollout.finish_reason,
+                messages=rollout.messages,
+                state=rollout.state if rollout.messages else None,
+            )
+
+        async def call() -> reward_pb2.ScoreRolloutsResponse:
+            stub = await spec.endpoint.reward()
+            return await stub.ScoreRollouts(request, timeout=_time_for(spec))
+
+        async with self._room:
+            try:
+                response = await self._ask(self._breakers[spec.key], call)
+            except SurogateError as error:
+                raise _named(spec, error, _time_for(spec)) from error
+        scored, problem = take_rewards(spec.id, rollouts, response)
+        if spec.key in self._shadows:
+            rewards = {rollout.rollout_id: rollout.reward for rollout in scored}
+            self._shadows[spec.key].offer(request, rewards, _time_for(spec))
+        return scored, problem
+
+    def replace(self, environment: str, endpoint: RewardEndpoint | None) -> None:
+        """Has another service score an environment from the next group on; None is the configured one again."""
+        configured = self._configured[environment]
+        self._environments[environment] = replace(configured, endpoint=endpoint) if endpoint else configured
+        self._breakers[environment] = Breaker()
+
+    async def shadow(self, environment: str, endpoint: RewardEndpoint | None) -> None:
+        """Has a second service score an environment as well; None ends that."""
+        before = self._shadows.pop(environment, None)
+        if before is not None:
+            await before.close()
+        if endpoint is not None:
+            self._shadows[environment] = Shadow(endpoint)
+
+    async def close_shadows(self) -> None:
+        """Ends all shadows."""
+        for environment in list(self._shadows):
+            await self.shadow(environment, None)
+
+    def shadow_metrics(self) -> dict[str, float]:
+        """`shadow/<environment>/<name>` since the last call; see `Shadow.drain`."""
+        return {
+            f"shadow/{key}/{name}": value
+            for key, shadow in self._shadows.items()
+            for name, value in shadow.drain().items()
+        }
+
+    async def _ask(self, breaker: Breaker, call: Callable[[], Awaitable[ResponseT]]) -> ResponseT:
+        """Calls a service, again and again while it cannot be reached or is full: its methods are safe to repeat."""
+        give_up = time.monotonic() + self._patience
+        while True:
+            wait = 0.0
+            async with breaker.attempt(give_up):
+                try:
+                    response = await call()
+                except BusyError as error:
+                    wait = error.retry_after
+                    if time.monotonic() + wait > give_up:
+                        raise
+                except (UnavailableError, CancelledError):
+                    breaker.failed()
+                    if time.monotonic() > give_up:
+                        raise
+                else:
+                    breaker.succeeded()
+                    return response
+            await asyncio.sleep(wait)
+
+
+def _time_for(spec: Environment) -> float:
+    """Seconds for a scoring call. A service may score the items one after the other as well as at once; twice an item's
+    time tells a hang."""
+    return 2 * spec.timeout + GRACE
+
+
+def _named(spec: Environment, error: SurogateError, seconds: float) -> SurogateError:
+    """The failure of a call, telling whose it is."""
+    what = str(error)
+    if isinstance(error, DeadlineError):
+        what = f"it did not answer within {seconds:g} s (timeout of a rollout: {spec.timeout:g} s)"
+    named = copy.copy(error)
+    named.message = f"environment {spec.id}: the reward service failed: {what}"
+    return named
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration
