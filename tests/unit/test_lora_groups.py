@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from tests.helpers.tiny import make_tiny_model
 from trainer_svc.worker.adapters import lora
+from trainer_svc.worker.adapters.lora_dropout import draw, dropped
 from trainer_svc.worker.adapters.lora_groups import AdapterGroups, group_adapters
 from trainer_svc.worker.checkpoints.files import write_model
 
@@ -118,5 +120,83 @@ def test_members_that_get_different_inputs_compute_each_their_own() -> None:
         torch.testing.assert_close(getattr(grouped, name)(x), getattr(plain, name)(x), rtol=1e-5, atol=1e-5)
 
 
-def test_with_dropout_layers_stay_peft_s() -> None:
-    assert adapted(qwen3, grouped=True, lora_dropout=0.1)[1] is None
+@pytest.mark.parametrize("make", [qwen3, qwen2])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_dropout_draws_and_gives_what_peft_s_does(make: Callable[[], Any], dtype: torch.dtype, limit: float) -> None:
+    """In bfloat16 the adapters stay float32, which PEFT computes them in: some digits of its gradients are noise."""
+
+    def found(grouped: bool) -> tuple[float, dict[str, torch.Tensor], torch.Tensor]:
+        model, groups = adapted(make, grouped=False, lora_dropout=0.3)
+        if dtype == torch.float64:
+            model.double()
+        for name, weight in model.named_parameters():
+            if "lora_" not in name:
+                weight.data = weight.data.to(dtype)
+        if grouped:
+            groups = group_adapters(model)
+            assert groups is not None
+            groups.refresh()
+        torch.manual_seed(7)
+        return (*loss_and_gradients(model), torch.get_rng_state())
+
+    loss, gradients, state = found(False)
+    same_loss, same_gradients, same_state = found(True)
+    assert same_loss == pytest.approx(loss, rel=limit)
+    for name, gradient in gradients.items():
+        assert (same_gradients[name] - gradient).norm() <= limit * gradient.norm(), name
+    assert torch.equal(state, same_state)
+
+
+def test_dropout_is_drawn_anew_for_each_layer_and_call_and_not_in_evaluation() -> None:
+    plain, model = (adapted(qwen3, grouped=way, lora_dropout=0.3)[0] for way in (False, True))
+    ids = torch.arange(4, 44)[None]
+    with torch.no_grad():
+        assert not torch.equal(model(ids).logits, model(ids).logits)
+        model.eval(), plain.eval()
+        torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
+    kept = draw(torch.ones(500, 64), 3, 0.3)
+    parts = [dropped(torch.ones(500, 64), kept, layer) for layer in range(3)]
+    assert all(abs(float(part.mean()) - 0.7) < 0.01 for part in parts)
+    assert all(abs(float((one * other).mean()) - 0.49) < 0.01 for one, other in itertools.combinations(parts, 2))
+
+
+def test_what_is_computed_again_is_dropped_again_as_it_was() -> None:
+    results = []
+    for again in (False, True):
+        model, _ = adapted(qwen3, grouped=True, lora_dropout=0.3)
+        if again:
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": True})
+        torch.manual_seed(7)
+        results.append(loss_and_gradients(model))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(gradient, results[1][1][name]) for name, gradient in results[0][1].items())
+
+
+def test_what_dropout_keeps_takes_a_byte_for_each_input_of_a_group() -> None:
+    """A forward pass holds no input that an adapter saw."""
+    layer = adapted(qwen3, grouped=True, lora_dropout=0.3)[0].base_model.model.model.layers[0].self_attn
+    held: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held[tensor.data_ptr()] = tensor
+        return tensor
+
+    x = torch.randn(1, 50, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer.q_proj(x)
+    assert sum(t.numel() for t in held.values() if t.dtype == torch.uint8) == 50 * 64
+    assert [t.data_ptr() for t in held.values() if t.shape == (50, 64) and t.is_floating_point()] == [x.data_ptr()]
+
+
+def test_a_compiler_changes_nothing_about_dropout() -> None:
+    results = []
+    for compiled in (False, True):
+        model, _ = adapted(qwen3, grouped=True, lora_dropout=0.3)
+        if compiled:
+            for layer in model.base_model.model.model.layers:
+                layer.compile(backend="aot_eager", fullgraph=True)
+        torch.manual_seed(7)
+        results.append(loss_and_gradients(model))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    for name, gradient in results[0][1].items():
+        assert (results[1][1][name] - gradient).norm() <= 1e-5 * gradient.norm(), name

@@ -2,16 +2,18 @@
 
 An adapter's products are so thin that a card spends its time on starting them and on moving what they read and write.
 Of a group the base weights lie in one matrix, and so do the adapters' A; their B are the blocks of a diagonal. What an
-adapter adds is added by its product, in place; to gate and up on the way to silu(gate)·up. The numbers are those of
-PEFT's layers.
+adapter adds is added by its product, in place; to gate and up on the way to silu(gate)·up. With dropout each adapter
+reads what its own draw keeps of the input. The numbers are those of PEFT's layers.
 
 Legend: T tokens, E input features, F output features of the group, r rank, n members, R = n·r.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch.nn import functional as F
 
 from trainer_svc.worker.adapters import gated  # noqa: F401 - its operations are called by their names
+from trainer_svc.worker.adapters.lora_dropout import MOST_LAYERS, draw, dropped
 
 SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that read the same input, in the order in which they are called."""
@@ -58,7 +61,7 @@ class AdapterGroups:
 
 
 def group_adapters(model: torch.nn.Module) -> AdapterGroups | None:
-    """Has the LoRA layers of `model` without dropout compute in groups; None where there is none that can.
+    """Has the LoRA layers of `model` compute in groups; None where there is none that can.
 
     Base weights are moved, not changed. Layers may be called by others or alone: they compute what they did.
     """
@@ -84,10 +87,18 @@ def _gate(model: torch.nn.Module) -> None:
         made, weight = _GatedFeedForward(layer, gate, down), gate.group.weight
         probe = torch.linspace(-2, 2, 8 * weight.shape[1], device=weight.device, dtype=torch.float32)
         probe = probe.view(-1, 8).T.unsqueeze(0).to(weight.dtype)
-        with torch.no_grad():
+        with torch.no_grad(), _without_dropout(layer):
             expected, found = layer(probe).float(), made(probe).float()
         if (found - expected).norm() <= 0.02 * expected.norm():
             layer.forward = made
+
+
+@contextlib.contextmanager
+def _without_dropout(layer: torch.nn.Module) -> Iterator[None]:
+    was_training = layer.training
+    layer.eval()
+    yield
+    layer.train(was_training)
 
 
 class _GatedFeedForward:
@@ -125,13 +136,14 @@ class _Group:
         self._layers = tuple(members)
         bases = [layer.base_layer for layer in members]
         self.sizes = [base.out_features for base in bases]
-        self.rank, self.scaling = members[0].r[ADAPTER], float(members[0].scaling[ADAPTER])
+        rank, scaling = members[0].r[ADAPTER], float(members[0].scaling[ADAPTER])
         self.weight = torch.cat([base.weight.data for base in bases])
         self.bias = None if bases[0].bias is None else torch.cat([base.bias.data for base in bases])
-        self.a = self.weight.new_zeros(len(bases) * self.rank, bases[0].in_features)
-        self.b = self.weight.new_zeros(sum(self.sizes), len(bases) * self.rank)
+        self.a = self.weight.new_zeros(len(bases) * rank, bases[0].in_features)
+        self.b = self.weight.new_zeros(sum(self.sizes), len(bases) * rank)
         for base, part in zip(bases, torch.split(self.weight, self.sizes), strict=True):
             base.weight.data = part
+        self._plan = _Plan(scaling, tuple(self.sizes), rank, _rate(members[0]))
         self.adapters = tuple(
             w for layer in members for w in (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
         )
@@ -142,10 +154,9 @@ class _Group:
     def places(self) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
         """Where each adapter's weight goes, the weight, and what it is multiplied by."""
         found = []
-        for index, rows in enumerate(_parts(self.sizes)):
-            columns = slice(index * self.rank, (index + 1) * self.rank)
+        for index, (rows, columns) in enumerate(self._plan.parts):
             # .data: what a backward pass kept of them is not out of date when the same is written again.
-            found.append((self.a.data[columns], self.adapters[2 * index], self.scaling))
+            found.append((self.a.data[columns], self.adapters[2 * index], self._plan.scaling))
             found.append((self.b.data[rows, columns], self.adapters[2 * index + 1], 1.0))
         return found
 
@@ -161,7 +172,7 @@ class _Group:
         """silu(gate)·up of a group of these two, for x [..., E]."""
         flat = x.to(self.weight.dtype).reshape(-1, x.shape[-1])
         found = _GatedProducts.apply(  # type: ignore[no-untyped-call]
-            flat, self.weight, self.a, self.b, self.scaling, self.sizes, self.rank, *self.adapters
+            flat, self.weight, self.a, self.b, self._dropout(flat), self._plan, *self.adapters
         )
         result: torch.Tensor = found.view(*x.shape[:-1], found.shape[-1])
         return result
@@ -169,13 +180,37 @@ class _Group:
     def _outputs(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         flat = x.to(self.weight.dtype).reshape(-1, x.shape[-1])
         found = _Products.apply(  # type: ignore[no-untyped-call]
-            flat, self.weight, self.bias, self.a, self.b, self.scaling, self.sizes, self.rank, *self.adapters
+            flat, self.weight, self.bias, self.a, self.b, self._dropout(flat), self._plan, *self.adapters
         )
         return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in found)
 
+    def _dropout(self, x: torch.Tensor) -> torch.Tensor | None:
+        """What the members' adapters keep of x [T, E], drawn anew; None where they keep everything."""
+        active = self._plan.rate > 0 and self._layers[0].training
+        return draw(x, len(self.sizes), self._plan.rate) if active else None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is the same in every call of a group: `sizes` are its members' F, `rate` is that of dropout."""
+
+    scaling: float
+    sizes: Sequence[int]
+    rank: int
+    rate: float
+
+    @property
+    def parts(self) -> list[tuple[slice, slice]]:
+        """Of each member its features and its columns among those of the adapters."""
+        rows = _parts(self.sizes)
+        return [(part, slice(i * self.rank, (i + 1) * self.rank)) for i, part in enumerate(rows)]
+
 
 class _Products(torch.autograd.Function):
-    """x [T, E] → x·(W + B·A)ᵀ, cut into the members' outputs. `adapters`, A and B of each, are there for gradients."""
+    """x [T, E] → x·(W + B·A)ᵀ, cut into the members' outputs. `adapters`, A and B of each, are there for gradients.
+
+    `kept`: what dropout leaves of x to each adapter, or None.
+    """
 
     @staticmethod
     def forward(
@@ -185,26 +220,24 @@ class _Products(torch.autograd.Function):
         bias: torch.Tensor | None,
         a: torch.Tensor,
         b: torch.Tensor,
-        scaling: float,
-        sizes: list[int],
-        rank: int,
+        kept: torch.Tensor | None,
+        plan: _Plan,
         *adapters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        low = x @ a.T
+        low = _low(x, a, kept, plan)
         outputs = []
-        for index, rows in enumerate(_parts(sizes)):  # each output by itself: what reads it wants it in one piece
+        for rows, columns in plan.parts:  # each output by itself: what reads it wants it in one piece
             y = F.linear(x, weight[rows], None if bias is None else bias[rows])
-            columns = slice(index * rank, (index + 1) * rank)
             torch.ops.surogate.add_product_(y, low[:, columns], b[rows, columns].T)
             outputs.append(y)
-        ctx.save_for_backward(x, low, weight, a, b)
-        ctx.scaling, ctx.sizes, ctx.rank, ctx.dtype = scaling, sizes, rank, adapters[0].dtype
+        ctx.save_for_backward(x, low, weight, a, b, kept)
+        ctx.plan, ctx.dtype = plan, adapters[0].dtype
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dx, found = _gradients(ctx, torch.cat(grads, -1), *ctx.saved_tensors)
-        return (dx, *[None] * 7, *found)
+        return (dx, *[None] * 6, *found)
 
 
 class _GatedProducts(torch.autograd.Function):
@@ -217,23 +250,30 @@ class _GatedProducts(torch.autograd.Function):
         weight: torch.Tensor,
         a: torch.Tensor,
         b: torch.Tensor,
-        scaling: float,
-        sizes: list[int],
-        rank: int,
+        kept: torch.Tensor | None,
+        plan: _Plan,
         *adapters: torch.Tensor,
     ) -> torch.Tensor:
-        low, y = x @ a.T, F.linear(x, weight)
-        ctx.save_for_backward(y, x, low, weight, a, b)
-        ctx.scaling, ctx.sizes, ctx.rank, ctx.dtype = scaling, sizes, rank, adapters[0].dtype
+        low, y = _low(x, a, kept, plan), F.linear(x, weight)
+        ctx.save_for_backward(y, x, low, weight, a, b, kept)
+        ctx.plan, ctx.dtype = plan, adapters[0].dtype
         result: torch.Tensor = torch.ops.surogate.gated(y, low, b)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        y, x, low, weight, a, b = ctx.saved_tensors
+        y, x, low, weight, a, b, kept = ctx.saved_tensors
         dy = torch.ops.surogate.gated_gradient(y, low, b, grads[0])
-        dx, found = _gradients(ctx, dy, x, low, weight, a, b)
-        return (dx, *[None] * 6, *found)
+        dx, found = _gradients(ctx, dy, x, low, weight, a, b, kept)
+        return (dx, *[None] * 5, *found)
+
+
+def _low(x: torch.Tensor, a: torch.Tensor, kept: torch.Tensor | None, plan: _Plan) -> torch.Tensor:
+    """What the adapters' A make of x, [T, R]."""
+    if kept is None:
+        return x @ a.T
+    parts = [dropped(x, kept, member) @ a[columns].T for member, (_, columns) in enumerate(plan.parts)]
+    return torch.cat(parts, -1) / (1 - plan.rate)
 
 
 def _gradients(
@@ -244,18 +284,26 @@ def _gradients(
     weight: torch.Tensor,
     a: torch.Tensor,
     b: torch.Tensor,
+    kept: torch.Tensor | None,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     """From dy [T, F] the gradients of x, where it is needed, and of the adapters."""
-    dlow = dy @ b
-    dx = None
-    if ctx.needs_input_grad[0]:
-        dx = dy @ weight
-        torch.ops.surogate.add_product_(dx, dlow, a)
-    da, db = dlow.T @ x, dy.T @ low
+    plan: _Plan = ctx.plan
+    dlow = dy @ b if kept is None else (dy @ b) / (1 - plan.rate)
+    dx = dy @ weight if ctx.needs_input_grad[0] else None
+    db = dy.T @ low
+    if kept is None:
+        da = dlow.T @ x
+        if dx is not None:
+            torch.ops.surogate.add_product_(dx, dlow, a)
+    else:
+        da = torch.empty_like(a)
+        for member, (_, columns) in enumerate(plan.parts):
+            da[columns] = dlow[:, columns].T @ dropped(x, kept, member)
+            if dx is not None:
+                dx += dropped(dlow[:, columns] @ a[columns], kept, member)
     found = []
-    for index, rows in enumerate(_parts(ctx.sizes)):
-        columns = slice(index * ctx.rank, (index + 1) * ctx.rank)
-        found.append(da[columns].to(ctx.dtype) * ctx.scaling)
+    for rows, columns in plan.parts:
+        found.append(da[columns].to(ctx.dtype) * plan.scaling)
         found.append(db[rows, columns].to(ctx.dtype))
     return dx, found
 
@@ -267,18 +315,24 @@ def _parts(sizes: Sequence[int]) -> list[slice]:
 
 
 def _is_plain(layer: torch.nn.Module) -> bool:
-    """Whether it is a linear layer with one adapter and no dropout, and nothing else to it."""
+    """Whether it is a linear layer with one adapter, and nothing else to it."""
     if type(layer) is not LoraLinear:
         return False
     found: Any = layer
     return (
         type(found.base_layer) is torch.nn.Linear
-        and isinstance(found.lora_dropout[ADAPTER], torch.nn.Identity)
+        and isinstance(found.lora_dropout[ADAPTER], torch.nn.Dropout | torch.nn.Identity)
         and list(found.lora_A) == [ADAPTER]
         and not found.base_layer.weight.requires_grad
         and not any(found.use_dora.values())
         and found.lora_B[ADAPTER].bias is None
     )
+
+
+def _rate(layer: Any) -> float:
+    """Of dropout before its adapter; PEFT has another module there for none."""
+    dropout = layer.lora_dropout[ADAPTER]
+    return float(dropout.p) if isinstance(dropout, torch.nn.Dropout) else 0.0
 
 
 def _fit(members: Sequence[Any]) -> bool:
@@ -291,7 +345,8 @@ def _fit(members: Sequence[Any]) -> bool:
             layer.r[ADAPTER],
             layer.scaling[ADAPTER],
             layer.lora_A[ADAPTER].weight.dtype,
+            _rate(layer),
         )
         for layer in members
     }
-    return len(kinds) == 1
+    return len(kinds) == 1 and len(members) <= MOST_LAYERS

@@ -56,8 +56,8 @@ def compile_layers(model: PreTrainedModel, train: TrainConfig, precision: Precis
 
 
 class _OneAdapter(LoraLinear):  # type: ignore[misc]
-    """peft's layer outside of groups (lora_groups.py), for dropout and other bases, without detours: its input is not
-    widened to float32 first, and the small product is scaled instead of the large one.
+    """peft's layer outside of groups (lora_groups.py), for other bases, without detours: its input is not widened to
+    float32 first, and the small product is scaled instead of the large one.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
