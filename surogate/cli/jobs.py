@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from surogate.cli import units
 from surogate.cli.exits import OK, reaching, usage
-from surogate.cli.launch import START_ORCHESTRATOR, follow_remote
+from surogate.cli.running.launch import START_ORCHESTRATOR, follow_remote
 from surogate.client import Client, state_name
 from surogate.client.jobs import kind_name
 from surogate.rpc.status import from_status

@@ -9,7 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from surogate.cli import env_commands, jobs_commands, reward_commands, rollouts_commands, service_commands
+from surogate.cli import jobs_commands, rollouts_commands, service_commands
+from surogate.cli.rewards import env_commands, reward_commands
 from surogate.errors import SurogateError
 
 app = typer.Typer(

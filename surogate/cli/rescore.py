@@ -22,7 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from surogate.cli.exits import OK, reaching
-from surogate.cli.reward_service import START_REWARD, reward_channel
+from surogate.cli.rewards.reward_service import START_REWARD, reward_channel
 from surogate.cli.rollouts import Row, Selection
 from surogate.errors import DeadlineError
 from surogate.rollouts import SCHEMA, num_sampled, write_table

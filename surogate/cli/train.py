@@ -40,13 +40,13 @@ class TrainCommand:
         labels = parse_labels(self.labels)
         documents = job_documents(self.kind, self.files, self._all_overrides())
         if self.server:
-            from surogate.cli.launch import Launch, launch_remote
+            from surogate.cli.running.launch import Launch, launch_remote
 
             launch = Launch(config_of(self.kind, documents), self.job_id, labels)
             with naming_places(documents):
                 return launch_remote(launch, self.server, detach=self.detach)
         config, output_dir = local_job(self.kind, documents)
-        from surogate.cli.launch import Launch, launch_local
+        from surogate.cli.running.launch import Launch, launch_local
 
         return launch_local(Launch(config, self.job_id, labels), output_dir)
 

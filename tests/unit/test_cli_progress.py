@@ -6,12 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from surogate.cli import units, words
-from surogate.cli.display import PlainDisplay
-from surogate.cli.live import LiveDisplay
-from surogate.cli.plan import plan
-from surogate.cli.progress import Progress
-from surogate.cli.summary import print_summary
+from surogate.cli import units
+from surogate.cli.running import words
+from surogate.cli.running.display import PlainDisplay
+from surogate.cli.running.live import LiveDisplay
+from surogate.cli.running.plan import plan
+from surogate.cli.running.progress import Progress
+from surogate.cli.running.summary import print_summary
 from surogate.v1 import job_pb2
 
 EVENT = job_pb2.JobEvent

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from surogate.cli.console import standard_output
 from surogate.cli.exits import FAILED, OK, reaching, usage
-from surogate.cli.reward_service import START_REWARD
+from surogate.cli.rewards.reward_service import START_REWARD
 from surogate.reward.conformance import Finding, Report, Verdict, Wishes, check_service
 from surogate.rpc import address as addresses
 

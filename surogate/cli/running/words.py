@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from surogate.cli import units
-from surogate.cli.progress import PHASES, Progress
+from surogate.cli.running.progress import PHASES, Progress
 from surogate.telemetry import metrics as names
 from surogate.v1 import job_pb2
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from surogate.cli.display import Display, PlainDisplay
 from surogate.cli.exits import FAILED, INTERRUPTED, OK, reaching, report
-from surogate.cli.follow import Remote, Source, cancel_job, follow_job
-from surogate.cli.interrupts import Interrupts
-from surogate.cli.local import LocalOrchestrator, local_orchestrator
-from surogate.cli.plan import plan
-from surogate.cli.progress import Progress
+from surogate.cli.running.display import Display, PlainDisplay
+from surogate.cli.running.follow import Remote, Source, cancel_job, follow_job
+from surogate.cli.running.interrupts import Interrupts
+from surogate.cli.running.local import LocalOrchestrator, local_orchestrator
+from surogate.cli.running.plan import plan
+from surogate.cli.running.progress import Progress
 from surogate.client import AsyncClient, has_ended
 from surogate.client.jobs import ENDED, train_keys
 from surogate.errors import SurogateError
@@ -164,7 +164,7 @@ def _warn(job: job_pb2.Job) -> None:
 
 def _finish(job: job_pb2.Job, progress: Progress, *, local: bool) -> int:
     """Prints the last table and the error; returns the exit code."""
-    from surogate.cli.summary import print_summary
+    from surogate.cli.running.summary import print_summary
 
     assert has_ended(job)
     sys.stdout.flush()
@@ -189,6 +189,6 @@ def _make_display() -> Display:
     """The live display if standard output is a terminal, else the plain one."""
     if not sys.stdout.isatty():
         return PlainDisplay()
-    from surogate.cli.live import LiveDisplay
+    from surogate.cli.running.live import LiveDisplay
 
     return LiveDisplay()

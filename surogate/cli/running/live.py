@@ -9,9 +9,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from surogate.cli import units, words
-from surogate.cli.display import Display
-from surogate.cli.progress import Progress
+from surogate.cli import units
+from surogate.cli.running import words
+from surogate.cli.running.display import Display
+from surogate.cli.running.progress import Progress
 from surogate.telemetry import metrics as names
 from surogate.v1 import job_pb2
 

@@ -1,4 +1,4 @@
-"""The `reward` commands: arguments only; `surogate.cli.reward` does the work."""
+"""The `reward` commands: arguments only; `surogate.cli.rewards.reward` does the work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check(
 
     Exits 0 if jobs can use it, 1 if not, 2 for wrong flags. Advice does not count as wrong.
     """
-    from surogate.cli import reward
+    from surogate.cli.rewards import reward
     from surogate.config.load import Document
     from surogate.config.overrides import apply_overrides
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from surogate.cli.console import standard_output
 from surogate.cli.exits import OK, reaching
-from surogate.cli.reward_service import START_REWARD, reward_channel
+from surogate.cli.rewards.reward_service import START_REWARD, reward_channel
 from surogate.v1 import reward_pb2, reward_pb2_grpc
 
 

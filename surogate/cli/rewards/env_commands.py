@@ -1,4 +1,4 @@
-"""The `env` commands: arguments only; `surogate.cli.env`, `env_scaffold` and `env_eval` do the work."""
+"""The `env` commands: arguments only; `surogate.cli.rewards.env`, `env_scaffold` and `env_eval` do the work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def init(
     directory: Annotated[Path, typer.Option(help="Folder to make the package's folder in.")] = Path(),
 ) -> None:
     """Write a package with an environment: prompts, reward, entry point, test, README."""
-    from surogate.cli import env_scaffold
+    from surogate.cli.rewards import env_scaffold
 
     raise typer.Exit(env_scaffold.init(name, directory))
 
@@ -40,7 +40,7 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")] = False,
 ) -> None:
     """List environments: the built-in ones and those of installed packages."""
-    from surogate.cli import env
+    from surogate.cli.rewards import env
 
     raise typer.Exit(env.list_environments(address, as_json=as_json))
 
@@ -79,7 +79,7 @@ def eval_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object.")] = False,
 ) -> None:
     """Have a served model answer an environment's prompts, and say what rewards it earns."""
-    from surogate.cli import env_eval
+    from surogate.cli.rewards import env_eval
     from surogate.config.load import Document
     from surogate.config.overrides import apply_overrides
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from surogate.cli.exits import usage
-from surogate.cli.follow import Source
+from surogate.cli.running.follow import Source
 from surogate.client.aio import AsyncClient
 from surogate.errors import FailedPreconditionError, UnavailableError
 from surogate.process import ServiceProcess, last_lines, start_service

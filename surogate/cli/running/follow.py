@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from surogate.cli.display import Display
-from surogate.cli.progress import Progress
+from surogate.cli.running.display import Display
+from surogate.cli.running.progress import Progress
 from surogate.client.aio import AsyncClient
 from surogate.errors import UnavailableError
 from surogate.v1 import job_pb2

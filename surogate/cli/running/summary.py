@@ -12,7 +12,7 @@ from rich.text import Text
 
 from surogate.cli import units
 from surogate.cli.console import standard_output
-from surogate.cli.progress import PHASES, VALIDATION, Progress
+from surogate.cli.running.progress import PHASES, VALIDATION, Progress
 from surogate.client.jobs import kind_name, state_name, train_keys
 from surogate.telemetry import metrics as names
 from surogate.v1 import job_pb2

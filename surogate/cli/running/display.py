@@ -6,8 +6,8 @@ import sys
 from abc import ABC, abstractmethod
 from typing import TextIO
 
-from surogate.cli import words
-from surogate.cli.progress import Progress
+from surogate.cli.running import words
+from surogate.cli.running.progress import Progress
 from surogate.v1 import job_pb2
 
 

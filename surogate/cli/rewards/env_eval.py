@@ -14,11 +14,11 @@ from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
 from rich.progress import track
 
-from surogate.cli import env_report
-from surogate.cli.env_report import Group
 from surogate.cli.exits import FAILED, OK, reaching, usage
 from surogate.cli.generate import START_INFERENCE
-from surogate.cli.reward_service import START_REWARD, reward_channel
+from surogate.cli.rewards import env_report
+from surogate.cli.rewards.env_report import Group
+from surogate.cli.rewards.reward_service import START_REWARD, reward_channel
 from surogate.client.aio import AsyncClient
 from surogate.errors import DataLossError, DeadlineError, NotFoundError, SurogateError, UnimplementedError
 from surogate.reward.dataset import read_rows
