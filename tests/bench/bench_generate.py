@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.bench.table import Cell, Options, Table
 from tests.helpers.inference import Replica, replica
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.tiny import make_tiny_model
 
 AIM = 0.95
 """Tokens a second through gRPC over those of vLLM directly."""

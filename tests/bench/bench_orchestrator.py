@@ -20,7 +20,7 @@ from surogate.client.aio import AsyncClient
 from surogate.process import ServiceProcess, start_service
 from surogate.v1 import job_pb2
 from tests.bench.table import Options, Table
-from tests.helpers.grpo_job import write_tokenizer
+from tests.helpers.grpo.grpo_job import write_tokenizer
 
 AIM = 2000.0
 """Rollouts a second."""

@@ -26,8 +26,8 @@ from surogate.rpc.server import RpcServer
 from surogate.v1 import job_pb2, reward_pb2, reward_pb2_grpc
 from tests.bench.names import Names
 from tests.bench.table import Cell, Options, Table
-from tests.helpers.grpo_files import write_grpo_files
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.grpo.grpo_files import write_grpo_files
+from tests.helpers.models.tiny import make_tiny_model
 
 AIM = 45.0
 AGES = (20.0, None)

@@ -22,7 +22,7 @@ import torch
 
 from surogate.process import child_environment
 from tests.bench.table import Cell, Options, Table
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.tiny import make_tiny_model
 
 SYSTEMS = ("ours", "bfd", "wrapped")
 AIM = 1.5

@@ -20,7 +20,7 @@ from surogate.weights.push import PushReport, push
 from tests.bench.table import Cell, Options, Table
 from tests.bench.tcp import tcp_seconds
 from tests.helpers.inference import TOKEN, adapter_manifest, full_manifest, replica
-from tests.helpers.tiny import make_tiny_adapter, make_tiny_model
+from tests.helpers.models.tiny import make_tiny_adapter, make_tiny_model
 
 AIM = 0.25
 """Speed of a push over that of the TCP copy."""

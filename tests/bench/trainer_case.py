@@ -148,7 +148,7 @@ def make_model_folder(folder: Path, shape: str) -> None:
     """The configuration of a Qwen3 and a tokenizer; the weights are made where the model trains."""
     from transformers import Qwen3Config
 
-    from tests.helpers.tiny import make_tiny_tokenizer
+    from tests.helpers.models.tiny import make_tiny_tokenizer
 
     make_tiny_tokenizer(folder)
     numbers = {**COMMON, **SHAPES[shape], **OTHERS.get(shape, {})}

@@ -22,7 +22,7 @@ from surogate.process import child_environment, start_service
 from surogate.v1 import job_pb2
 from tests.bench.table import Cell, Options, Table
 from tests.bench.trl_grpo import LEARNING_RATE, LORA_ALPHA, LORA_RANK, TARGETS
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.tiny import make_tiny_model
 
 PHASES = ("time/step", "time/generate", "time/train", "time/push")
 WARM_STEPS = 1

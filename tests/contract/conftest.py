@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.kube_cluster import GIVEN, RealCluster, given_cluster
+from tests.helpers.cluster.kube_cluster import GIVEN, RealCluster, given_cluster
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +18,6 @@ def real_cluster() -> Iterator[RealCluster]:
 
 @pytest.fixture(params=["fake", *(["real"] if GIVEN else [])])
 def api_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has `tests.helpers.kube` use one API server, then the other."""
+    """Has `tests.helpers.cluster.kube` use one API server, then the other."""
     if request.param == "real":
-        monkeypatch.setattr("tests.helpers.kube.REAL", request.getfixturevalue("real_cluster"))
+        monkeypatch.setattr("tests.helpers.cluster.kube.REAL", request.getfixturevalue("real_cluster"))

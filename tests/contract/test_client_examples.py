@@ -13,7 +13,7 @@ import pytest
 
 from surogate.v1 import job_pb2
 from tests.helpers.fake_jobs import FakeOrchestrator, serving_jobs
-from tests.helpers.grpo_files import write_grpo_files
+from tests.helpers.grpo.grpo_files import write_grpo_files
 from tests.helpers.orchestrator import orchestrating, serving_fake_trainer
 
 ROOT = Path(__file__).parents[2]

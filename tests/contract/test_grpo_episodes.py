@@ -23,9 +23,9 @@ from surogate.rollouts import read_steps
 from surogate.rpc.channel import ClientSecurity
 from surogate.structs import to_struct
 from surogate.v1 import common_pb2, inference_pb2, reward_pb2
-from tests.helpers.grpo_fakes import Fakes, completions
-from tests.helpers.grpo_job import GrpoJob, grpo_job
-from tests.helpers.tiny import PLAIN_CHAT_TEMPLATE
+from tests.helpers.grpo.grpo_fakes import Fakes, completions
+from tests.helpers.grpo.grpo_job import GrpoJob, grpo_job
+from tests.helpers.models.tiny import PLAIN_CHAT_TEMPLATE
 
 EOS = 1
 PRINTABLE = 90  # ids from 4 on that are printable ASCII

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.grpo_job import Rows, grpo_job, run_killed_at
+from tests.helpers.grpo.grpo_job import Rows, grpo_job, run_killed_at
 
 CALLS = 70
 """Calls of an undisturbed run, more or less."""

@@ -13,7 +13,7 @@ from orchestrator_svc.grpo.prompts.pools import Difficulty
 from orchestrator_svc.grpo.rewards.advantage import Floats
 from orchestrator_svc.grpo.rewards.filters import Filter
 from surogate.rollouts import read_steps
-from tests.helpers.grpo_job import grpo_job, run_killed_at
+from tests.helpers.grpo.grpo_job import grpo_job, run_killed_at
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])

@@ -20,8 +20,8 @@ from surogate.errors import ConfigError, FailedPreconditionError, InvalidInputEr
 from surogate.rollouts import read_steps
 from surogate.v1 import job_pb2, reward_pb2, reward_pb2_grpc
 from tests.contract.test_grpo_episodes import multi_turn
-from tests.helpers.grpo_fakes import scores
-from tests.helpers.grpo_job import GrpoJob, grpo_job, job_config
+from tests.helpers.grpo.grpo_fakes import scores
+from tests.helpers.grpo.grpo_job import GrpoJob, grpo_job, job_config
 from tests.helpers.rpc import serving
 
 FAKE = Needed("fake", multi_turn=False)

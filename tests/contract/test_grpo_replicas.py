@@ -18,8 +18,8 @@ from surogate.rpc.server import RpcServer
 from surogate.rpc.status import to_status
 from surogate.v1 import inference_pb2_grpc, trainer_pb2, weights_pb2, weights_pb2_grpc
 from surogate.weights.servicer import SERVICE as UPDATES
-from tests.helpers.grpo_fakes import FakeInference, Hooks, serving_fakes
-from tests.helpers.grpo_job import FakeWorker
+from tests.helpers.grpo.grpo_fakes import FakeInference, Hooks, serving_fakes
+from tests.helpers.grpo.grpo_job import FakeWorker
 from tests.helpers.rpc import serving
 
 

@@ -16,8 +16,8 @@ from surogate.errors import InternalError
 from surogate.rollouts import read_steps
 from surogate.rpc.status import to_status
 from surogate.v1 import reward_pb2
-from tests.helpers.grpo_fakes import Fakes, scores
-from tests.helpers.grpo_job import GrpoJob, grpo_job
+from tests.helpers.grpo.grpo_fakes import Fakes, scores
+from tests.helpers.grpo.grpo_job import GrpoJob, grpo_job
 
 JUDGE = EnvironmentSpec("ruler", "judge", "orch.ruler", timeout=1.0, args={"relative": True}, train=False)
 

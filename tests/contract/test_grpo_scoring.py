@@ -30,9 +30,9 @@ from surogate.errors import (
 from surogate.reward import reward
 from surogate.rpc.channel import ClientSecurity
 from surogate.v1 import common_pb2, reward_pb2
-from tests.helpers import broken_rewards as broken
 from tests.helpers.certificates import Authority
-from tests.helpers.rewards import reward_server
+from tests.helpers.reward import broken_rewards as broken
+from tests.helpers.reward.rewards import reward_server
 
 TEXTS = ("aeiou", "abcd", "xyz", "banana")
 VOWELS = [1.0, 0.25, 0.0, 0.5]

@@ -23,8 +23,8 @@ from surogate.errors import (
 )
 from surogate.rpc.status import to_status
 from surogate.v1 import common_pb2, reward_pb2
-from tests.helpers.grpo_fakes import Fakes, completions, scores
-from tests.helpers.grpo_job import GrpoJob, grpo_job
+from tests.helpers.grpo.grpo_fakes import Fakes, completions, scores
+from tests.helpers.grpo.grpo_job import GrpoJob, grpo_job
 
 
 def broken_group(request: reward_pb2.ScoreRolloutsRequest, number: int) -> bool:

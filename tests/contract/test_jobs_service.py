@@ -30,9 +30,9 @@ from surogate.errors import (
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.structs import to_struct
 from surogate.v1 import job_pb2, job_pb2_grpc
-from tests.helpers.grpo_job import job_config
+from tests.helpers.grpo.grpo_job import job_config
+from tests.helpers.grpo.pools import EmptyLauncher
 from tests.helpers.orchestrator import ENDED, Orchestrator, State, orchestrating, sft_config
-from tests.helpers.pools import EmptyLauncher
 from tests.helpers.rpc import serving
 
 

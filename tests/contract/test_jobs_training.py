@@ -18,8 +18,8 @@ from orchestrator_svc.tracking.spec import LIBRARIES
 from surogate.errors import ConfigError
 from surogate.rpc.status import from_status
 from surogate.v1 import job_pb2
-from tests.helpers.fake_trainer import FakeTrainer
 from tests.helpers.orchestrator import Orchestrator, State, orchestrating, serving_fake_trainer, sft_config
+from tests.helpers.trainer.fake_trainer import FakeTrainer
 
 
 @pytest_asyncio.fixture

@@ -17,9 +17,9 @@ from surogate.rpc.server import RpcServer
 from surogate.v1 import job_pb2, reward_pb2_grpc
 from tests.contract.test_kubernetes_launcher import nothing_left, notices
 from tests.helpers.certificates import Authority
-from tests.helpers.grpo_fakes import FakeReward
-from tests.helpers.grpo_job import job_config
-from tests.helpers.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, training_on
+from tests.helpers.cluster.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, training_on
+from tests.helpers.grpo.grpo_fakes import FakeReward
+from tests.helpers.grpo.grpo_job import job_config
 from tests.helpers.orchestrator import Orchestrator, orchestrating, sft_config
 
 pytestmark = pytest.mark.usefixtures("api_server")

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
 from surogate.v1 import job_pb2
-from tests.helpers.kube import TEMPLATE, Cluster
-from tests.helpers.kube_jobs import TrainerPods, training_on
+from tests.helpers.cluster.kube import TEMPLATE, Cluster
+from tests.helpers.cluster.kube_jobs import TrainerPods, training_on
 from tests.helpers.orchestrator import Orchestrator, orchestrating, sft_config
 
 pytestmark = pytest.mark.usefixtures("api_server")

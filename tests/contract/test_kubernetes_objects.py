@@ -29,9 +29,9 @@ from orchestrator_svc.trainingjobs.crd import TRAINING_JOB
 from orchestrator_svc.trainingjobs.status import event_of
 from surogate.config.job import resolve_job
 from surogate.errors import AlreadyExistsError, InvalidInputError, NotFoundError
-from tests.helpers.kube import write_kubeconfig
-from tests.helpers.kube_cluster import GIVEN, NOT_GIVEN, OLDEST, STRICT, RealCluster
-from tests.helpers.kube_server import ApiServer
+from tests.helpers.cluster.kube import write_kubeconfig
+from tests.helpers.cluster.kube_cluster import GIVEN, NOT_GIVEN, OLDEST, STRICT, RealCluster
+from tests.helpers.cluster.kube_server import ApiServer
 from tests.helpers.orchestrator import sft_config
 
 TEMPLATES = Path(__file__).parents[2] / "k8s" / "base" / "pod-templates"

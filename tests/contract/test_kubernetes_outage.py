@@ -16,9 +16,9 @@ from orchestrator_svc.jobs import runner
 from orchestrator_svc.launchers.kubernetes import api, worker
 from surogate.v1 import job_pb2
 from tests.contract.test_kubernetes_grpo import grpo_config
-from tests.helpers.kube import Cluster
-from tests.helpers.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, training_on
-from tests.helpers.kube_server import ApiServer
+from tests.helpers.cluster.kube import Cluster
+from tests.helpers.cluster.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, training_on
+from tests.helpers.cluster.kube_server import ApiServer
 from tests.helpers.orchestrator import Orchestrator, sft_config
 
 State = job_pb2.Job

@@ -19,9 +19,9 @@ pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
 from orchestrator_svc.launchers.kubernetes.api import CONFIG_MAP, JOB, Api, ExpiredError, Kind
 from surogate.errors import PermissionDeniedError
-from tests.helpers.kube import TEMPLATE
-from tests.helpers.kube_cluster import GIVEN, NOT_GIVEN, OLDEST, Object, RealCluster
-from tests.helpers.kube_real import ACCOUNT, install_role
+from tests.helpers.cluster.kube import TEMPLATE
+from tests.helpers.cluster.kube_cluster import GIVEN, NOT_GIVEN, OLDEST, Object, RealCluster
+from tests.helpers.cluster.kube_real import ACCOUNT, install_role
 from tests.helpers.manifests.objects import CLUSTER_KINDS
 from tests.helpers.manifests.shipped import KUSTOMIZATIONS, NO_KUBECTL, ROOT, cluster
 from tests.helpers.orchestrator import sft_config

@@ -19,8 +19,8 @@ from reward_svc.environments.shaping import Format, Length
 from surogate.errors import NotFoundError, UnavailableError
 from surogate.reward.conformance import Report, Verdict, Wishes, check_service
 from surogate.rpc.channel import ClientSecurity
-from tests.helpers import broken_rewards as broken
-from tests.helpers.rewards import reward_server
+from tests.helpers.reward import broken_rewards as broken
+from tests.helpers.reward.rewards import reward_server
 
 SMALL_MESSAGES = [("grpc.max_receive_message_length", 4 * 2**20)]
 

@@ -17,7 +17,7 @@ from reward_svc.sandbox import launch
 from reward_svc.sandbox.launch import Sandbox
 from surogate.errors import FailedPreconditionError
 from tests.contract.test_reward_code_attacks import no_sandbox
-from tests.helpers.rewards import group, outcomes, reward_stub
+from tests.helpers.reward.rewards import group, outcomes, reward_stub
 
 needs_sandbox = pytest.mark.skipif(bool(no_sandbox()), reason=no_sandbox() or "there is a sandbox")
 ARGS = {"timeout": 20}

@@ -15,7 +15,7 @@ import pytest
 from reward_svc.environments.code import Code
 from reward_svc.sandbox.launch import Sandbox
 from surogate.errors import FailedPreconditionError
-from tests.helpers.rewards import group, outcomes, reward_stub
+from tests.helpers.reward.rewards import group, outcomes, reward_stub
 
 
 def no_sandbox() -> str:

@@ -16,7 +16,7 @@ from google.protobuf.json_format import ParseDict
 from surogate.reward.conformance import Verdict, Wishes, check_service
 from surogate.rpc.channel import ClientSecurity
 from surogate.v1 import job_pb2, reward_pb2, reward_pb2_grpc
-from tests.helpers import custom_rewards as custom
+from tests.helpers.reward import custom_rewards as custom
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SERVER = EXAMPLES / "custom_reward" / "python" / "stubs_only.py"

@@ -8,7 +8,7 @@ import pytest
 
 from reward_svc.environments.registry import built_in
 from surogate.reward.registry import Registry
-from tests.helpers.rewards import group, outcomes, reward_stub
+from tests.helpers.reward.rewards import group, outcomes, reward_stub
 
 MIB = 1 << 20
 MARKS = "a" + "\u0315\u0300" * (MIB // 4)  # sorted by Unicode's rules

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reward_svc.environments.mathematics import Math
-from tests.helpers.rewards import group, outcomes, reward_stub
+from tests.helpers.reward.rewards import group, outcomes, reward_stub
 
 
 @pytest.fixture

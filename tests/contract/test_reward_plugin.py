@@ -9,7 +9,7 @@ from pathlib import Path
 from surogate.process import start_service
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.v1 import reward_pb2, reward_pb2_grpc
-from tests.helpers.rewards import group, outcomes
+from tests.helpers.reward.rewards import group, outcomes
 
 PROJECT = """\
 [build-system]

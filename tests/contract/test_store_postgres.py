@@ -19,10 +19,10 @@ from orchestrator_svc.jobstore.database import Database, StoreUnavailableError
 from orchestrator_svc.launchers.base import WorkerPool
 from surogate.errors import ConfigError, SurogateError
 from surogate.v1 import job_pb2
-from tests.helpers.grpo_fakes import serving_fakes
-from tests.helpers.grpo_job import OWNER, GrpoJob, settings_for, write_tokenizer
+from tests.helpers.grpo.grpo_fakes import serving_fakes
+from tests.helpers.grpo.grpo_job import OWNER, GrpoJob, settings_for, write_tokenizer
+from tests.helpers.grpo.pools import EmptyLauncher
 from tests.helpers.orchestrator import Orchestrator, State, orchestrating, sft_config
-from tests.helpers.pools import EmptyLauncher
 from tests.helpers.postgres import Postgres
 
 SOON = {"lease_seconds": 1.5}

@@ -14,10 +14,10 @@ from surogate.caches import VARIABLE
 from surogate.errors import DataLossError
 from surogate.storage import objects
 from surogate.v1 import trainer_pb2
-from tests.helpers.engine import KeepingReporter, open_engine, sample
+from tests.helpers.models.engine import KeepingReporter, open_engine, sample
+from tests.helpers.models.tiny import make_tiny_model
 from tests.helpers.object_store import BUCKET, Store, environment, object_store
-from tests.helpers.tiny import make_tiny_model
-from tests.helpers.trainer_process import trainer_process
+from tests.helpers.trainer.trainer_process import trainer_process
 from trainer_svc.worker.engine import Engine
 
 RUNS = f"s3://{BUCKET}/runs/a"

@@ -16,7 +16,7 @@ from surogate.process import ServiceProcess, start_service
 from surogate.rpc.channel import open_channel
 from surogate.v1 import trainer_pb2 as trainer
 from surogate.v1 import trainer_pb2_grpc
-from tests.helpers.trainer_front import ID, Front
+from tests.helpers.trainer.trainer_front import ID, Front
 
 
 @asynccontextmanager
@@ -25,7 +25,9 @@ async def process(folder: Path) -> AsyncIterator[tuple[ServiceProcess, Front]]:
     for name in ("output", "shm"):
         (folder / name).mkdir()
     arguments = ["--scratch-dir", str(folder / "shm"), "--metrics-listen", "127.0.0.1:0"]
-    service = await start_service("tests.helpers.trainer_front_process", arguments, log_file=folder / "trainer.log")
+    service = await start_service(
+        "tests.helpers.trainer.trainer_front_process", arguments, log_file=folder / "trainer.log"
+    )
     try:
         async with open_channel(service.address) as channel:
             yield service, Front(trainer_pb2_grpc.TrainerServiceStub(channel), folder / "output", scratch=None)

@@ -18,7 +18,7 @@ from surogate.rpc.status import from_status
 from surogate.v1 import trainer_pb2 as trainer
 from surogate.v1 import weights_pb2 as weights
 from surogate.weights.push import PushReport, ReplicaReport
-from tests.helpers.trainer_front import ID, Front, serving
+from tests.helpers.trainer.trainer_front import ID, Front, serving
 
 
 class FakePush:

@@ -21,7 +21,7 @@ from surogate.errors import (
 )
 from surogate.rpc.status import from_status
 from surogate.v1 import trainer_pb2 as trainer
-from tests.helpers.trainer_front import ID, Front, State, serving
+from tests.helpers.trainer.trainer_front import ID, Front, State, serving
 
 
 @pytest.fixture

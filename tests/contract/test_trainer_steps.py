@@ -20,7 +20,7 @@ from surogate.errors import (
     NotFoundError,
     OutOfRangeError,
 )
-from tests.helpers.trainer_front import Front, State, header, sample, serving, trained
+from tests.helpers.trainer.trainer_front import Front, State, header, sample, serving, trained
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from orchestrator_svc.launchers.kubernetes.api import Api
 from orchestrator_svc.trainingjobs.reconciler import Reconciler
 from surogate.v1 import job_pb2
 from tests.contract.test_kubernetes_launcher import nothing_left
-from tests.helpers.grpo_job import job_config
-from tests.helpers.kube import Cluster, write_kubeconfig
-from tests.helpers.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, training_on
-from tests.helpers.kube_server import Object
+from tests.helpers.cluster.kube import Cluster, write_kubeconfig
+from tests.helpers.cluster.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, training_on
+from tests.helpers.cluster.kube_server import Object
+from tests.helpers.grpo.grpo_job import job_config
 from tests.helpers.orchestrator import Orchestrator, sft_config
 
 pytestmark = pytest.mark.usefixtures("api_server")

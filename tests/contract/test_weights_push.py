@@ -15,7 +15,7 @@ from surogate.v1 import weights_pb2
 from surogate.weights import transports
 from surogate.weights.memory import SHM
 from surogate.weights.push import push
-from tests.helpers.images import FakeReplica, make_image, replica
+from tests.helpers.container_images.images import FakeReplica, make_image, replica
 from tests.helpers.proxy import cutting
 from tests.helpers.rpc import serving
 

@@ -22,7 +22,7 @@ from surogate.errors import (
 )
 from surogate.v1 import weights_pb2 as pb
 from surogate.v1 import weights_pb2_grpc
-from tests.helpers.images import FakeReplica, make_image, replica
+from tests.helpers.container_images.images import FakeReplica, make_image, replica
 from tests.helpers.rpc import connected
 
 State = pb.WeightUpdate

@@ -24,7 +24,7 @@ async def test_logs_of_child_processes_are_followed_to_their_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.2")
-    modules = {"trainer": "tests.helpers.fake_trainer"}
+    modules = {"trainer": "tests.helpers.trainer.fake_trainer"}
     async with orchestrating(tmp_path, worker_modules=modules) as orchestrator:
         job = await orchestrator.create(sft_config(max_steps=5))
         await orchestrator.until_step(job.name, 1)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.grpo_files import Keys, write_grpo_files
+from tests.helpers.grpo.grpo_files import Keys, write_grpo_files
+from tests.helpers.models.tiny import make_tiny_model
 from tests.helpers.shell import Shell
-from tests.helpers.tiny import make_tiny_model
 
 TEXT = {"path": "text.jsonl", "type": "text"}
 

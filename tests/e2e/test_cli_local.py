@@ -17,7 +17,7 @@ class SftShell(Shell):
     """A shell with data, whose orchestrator starts fake trainers."""
 
     def __init__(self, folder: Path) -> None:
-        fake = json.dumps({"trainer": "tests.helpers.fake_trainer"})
+        fake = json.dumps({"trainer": "tests.helpers.trainer.fake_trainer"})
         super().__init__(folder, {"SUROGATE_ORCHESTRATOR_WORKER_MODULES": fake, "FAKE_STEP_SECONDS": "0.02"})
         (folder / "data.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helpers.grpo_files import write_grpo_files
+from tests.helpers.grpo.grpo_files import write_grpo_files
 from tests.helpers.manifests.shipped import NO_KUBECTL, ROOT
+from tests.helpers.models.tiny import make_tiny_model
 from tests.helpers.shell import Shell, steps_shown
-from tests.helpers.tiny import make_tiny_model
 
 WANTED = os.environ.get("SUROGATE_E2E_CLUSTER", "")
 pytestmark = [

@@ -10,10 +10,10 @@ from orchestrator_svc.jobs.metrics_file import read_metrics
 from surogate.reward.conformance import Verdict, Wishes, check_service
 from surogate.rollouts import read_steps
 from surogate.rpc.channel import ClientSecurity
-from tests.helpers import custom_rewards as custom
-from tests.helpers.grpo_files import write_grpo_files
+from tests.helpers.grpo.grpo_files import write_grpo_files
+from tests.helpers.models.tiny import make_tiny_model
+from tests.helpers.reward import custom_rewards as custom
 from tests.helpers.shell import Shell, steps_shown
-from tests.helpers.tiny import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -11,10 +11,10 @@ import pytest
 from orchestrator_svc.jobs.metrics_file import read_metrics
 from reward_svc.environments.guess_number import NO_NUMBER
 from surogate.rollouts import read_steps
-from tests.helpers.grpo_files import write_grpo_files
-from tests.helpers.judge_server import JudgeServer, judge_server, material, scores
+from tests.helpers.grpo.grpo_files import write_grpo_files
+from tests.helpers.models.tiny import make_tiny_model
+from tests.helpers.reward.judge_server import JudgeServer, judge_server, material, scores
 from tests.helpers.shell import Shell, steps_shown
-from tests.helpers.tiny import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

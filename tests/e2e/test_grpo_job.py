@@ -18,10 +18,10 @@ from orchestrator_svc.grpo.setup import read_settings
 from orchestrator_svc.jobs.metrics_file import read_metrics
 from surogate.config.job import GrpoJob, resolve_job
 from surogate.v1 import trainer_pb2
-from tests.helpers.grpo_files import Ledger, Rows, write_grpo_files
+from tests.helpers.grpo.grpo_files import Ledger, Rows, write_grpo_files
+from tests.helpers.models.tiny import make_tiny_model
 from tests.helpers.shell import Shell, steps_shown, until_step
-from tests.helpers.tiny import make_tiny_model
-from tests.helpers.trainer_process import trainer_process
+from tests.helpers.trainer.trainer_process import trainer_process
 
 STEPS = list(range(1, 9))
 ADAPTER = "adapter_model.safetensors"

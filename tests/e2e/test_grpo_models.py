@@ -1,8 +1,8 @@
 """Architectures other than Qwen3 in GRPO: what is pushed is, in vLLM, the policy that was trained, in float32.
 
 The training worker and vLLM meet without the services between them, so that a case takes seconds: see
-tests/helpers/pushed_models.py. SUROGATE_TEST_MODELS=all (`make test-models`) has every architecture; without it those
-run that differ in how their weights are named, joined, packed or adapted.
+tests/helpers/models/pushed_models.py. SUROGATE_TEST_MODELS=all (`make test-models`) has every architecture; without it
+those run that differ in how their weights are named, joined, packed or adapted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.architectures import CONFIGS, EVERY
+from tests.helpers.models.architectures import CONFIGS, EVERY
 
 TOLERANCE = 5e-5
 """Of logprobs from -20 to 0 over tens of tokens: the random models of the tests are far from flat."""
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What the program found, by case."""
     folder = tmp_path_factory.mktemp("pushed")
-    command = [sys.executable, "-m", "tests.helpers.pushed_models", str(folder), *CASES]
+    command = [sys.executable, "-m", "tests.helpers.models.pushed_models", str(folder), *CASES]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
     return {line["case"]: line for line in lines}

@@ -19,8 +19,8 @@ import pytest_asyncio
 
 from surogate.v1 import common_pb2, inference_pb2, trainer_pb2
 from tests.helpers.inference import Replica, replica
-from tests.helpers.tiny import make_tiny_model
-from tests.helpers.trainer_process import TrainerProcess, trainer_process
+from tests.helpers.models.tiny import make_tiny_model
+from tests.helpers.trainer.trainer_process import TrainerProcess, trainer_process
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

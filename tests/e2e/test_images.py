@@ -17,15 +17,15 @@ from orchestrator_svc.launchers.kubernetes.templates import Templates
 from orchestrator_svc.settings import OrchestratorSettings
 from surogate.config.job import resolve_job
 from tests.e2e.test_wheel import checkout
-from tests.helpers import container_job as job
-from tests.helpers import containers
-from tests.helpers import example_images as examples
-from tests.helpers.backing import ENVIRONMENT, backing
-from tests.helpers.containers import ROOT, VERSION, Engine
-from tests.helpers.grpo_job import job_config
+from tests.helpers.container_images import container_job as job
+from tests.helpers.container_images import containers
+from tests.helpers.container_images import example_images as examples
+from tests.helpers.container_images.backing import ENVIRONMENT, backing
+from tests.helpers.container_images.containers import ROOT, VERSION, Engine
+from tests.helpers.grpo.grpo_job import job_config
 from tests.helpers.manifests.shipped import NO_KUBECTL, cluster
+from tests.helpers.models.tiny import make_tiny_model
 from tests.helpers.shell import steps_shown
-from tests.helpers.tiny import make_tiny_model
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,7 +17,7 @@ import pytest_asyncio
 from surogate.errors import SurogateError, UnavailableError
 from surogate.v1 import weights_pb2
 from tests.helpers.inference import Replica, adapter_manifest, replica
-from tests.helpers.tiny import make_tiny_adapter, make_tiny_model
+from tests.helpers.models.tiny import make_tiny_adapter, make_tiny_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

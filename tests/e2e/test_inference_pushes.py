@@ -24,7 +24,7 @@ from tests.helpers.inference import (
     largest_error,
     replica,
 )
-from tests.helpers.tiny import make_tiny_adapter, make_tiny_model
+from tests.helpers.models.tiny import make_tiny_adapter, make_tiny_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

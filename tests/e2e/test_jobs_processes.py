@@ -30,7 +30,7 @@ async def orchestrator_process(
     values = {
         "store-url": f"sqlite:///{folder}/jobs.db",
         "output-root": str(folder),
-        "worker-modules": json.dumps({"trainer": "tests.helpers.fake_trainer"}),
+        "worker-modules": json.dumps({"trainer": "tests.helpers.trainer.fake_trainer"}),
         "worker-stop-seconds": "5",
         **flags,
     }

@@ -13,9 +13,9 @@ import pytest
 
 from orchestrator_svc.jobs.metrics_file import read_metrics
 from tests.e2e.test_jobs_processes import children_of, gone, orchestrator_process, steps_of
+from tests.helpers.models.tiny import make_tiny_model, make_tiny_tokenizer
 from tests.helpers.object_store import BUCKET, object_store
 from tests.helpers.orchestrator import State
-from tests.helpers.tiny import make_tiny_model, make_tiny_tokenizer
 
 STEPS = 30
 REAL = {"worker-modules": "{}", "worker-stop-seconds": "20"}

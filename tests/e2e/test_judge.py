@@ -11,8 +11,8 @@ from reward_svc.environments.judge import Judge
 from reward_svc.judges.endpoint import Endpoint, Reply
 from surogate.v1 import reward_pb2
 from tests.helpers.inference import TOKEN, replica
-from tests.helpers.rewards import group, outcomes, reward_stub
-from tests.helpers.tiny import EOS, SPECIAL_TOKENS, VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
+from tests.helpers.models.tiny import EOS, SPECIAL_TOKENS, VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
+from tests.helpers.reward.rewards import group, outcomes, reward_stub
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

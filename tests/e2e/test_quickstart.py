@@ -57,7 +57,7 @@ def start(folder: Path, mark: str) -> subprocess.Popen[str]:
         "PYTHONPATH": str(ROOT),
         "TEST_MARK": mark,
         "FAKE_STEP_SECONDS": "0.1",
-        "SUROGATE_ORCHESTRATOR_WORKER_MODULES": json.dumps({"trainer": "tests.helpers.fake_trainer"}),
+        "SUROGATE_ORCHESTRATOR_WORKER_MODULES": json.dumps({"trainer": "tests.helpers.trainer.fake_trainer"}),
     }
     # Where the tests run in the background of a shell, Ctrl-C is ignored until somebody says otherwise.
     as_in_a_terminal = ["env", "--default-signal=INT"]

@@ -17,8 +17,8 @@ pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
 from surogate.process import ServiceProcess
 from tests.e2e.test_jobs_processes import orchestrator_process, steps_of
-from tests.helpers.kube import Cluster, kubernetes, write_kubeconfig, write_templates
-from tests.helpers.kube_jobs import TrainerPods
+from tests.helpers.cluster.kube import Cluster, kubernetes, write_kubeconfig, write_templates
+from tests.helpers.cluster.kube_jobs import TrainerPods
 from tests.helpers.orchestrator import Orchestrator, State, sft_config
 from tests.helpers.postgres import Postgres
 

@@ -20,8 +20,8 @@ from orchestrator_svc.service import SERVICE, JobServicer
 from orchestrator_svc.settings import OrchestratorSettings
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.v1 import job_pb2, job_pb2_grpc
-from tests.helpers import fake_trainer
 from tests.helpers.rpc import serving
+from tests.helpers.trainer import fake_trainer
 
 State = job_pb2.Job
 ENDED = (State.STATE_SUCCEEDED, State.STATE_FAILED, State.STATE_CANCELLED)

@@ -15,8 +15,8 @@ import torch
 
 from surogate.config.train import TrainConfig
 from surogate.telemetry import metrics as names
-from tests.helpers.engine import open_engine
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.engine import open_engine
+from tests.helpers.models.tiny import make_tiny_model
 from trainer_svc.worker.model.batch import Document, collate
 from trainer_svc.worker.optim.optimizer import Optimizer
 from trainer_svc.worker.optim.schedule import Schedule

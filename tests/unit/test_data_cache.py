@@ -17,7 +17,7 @@ import pytest
 from surogate import caches
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, DataLossError
-from tests.helpers.tiny import PLAIN_CHAT_TEMPLATE, VOCAB_SIZE, make_tiny_tokenizer
+from tests.helpers.models.tiny import PLAIN_CHAT_TEMPLATE, VOCAB_SIZE, make_tiny_tokenizer
 from trainer_svc.worker.data import cache
 from trainer_svc.worker.data.prepare import SessionData, prepare
 from trainer_svc.worker.data.store import DocumentWriter, EncodedData
@@ -199,7 +199,7 @@ MEASURE = """
 import json, sys, threading, time
 from pathlib import Path
 from surogate.config.train import TrainConfig
-from tests.helpers.tiny import VOCAB_SIZE, make_tiny_tokenizer
+from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_tokenizer
 from trainer_svc.worker.data.prepare import prepare
 
 def anonymous():

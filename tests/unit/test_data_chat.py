@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from surogate.errors import InvalidInputError
-from tests.helpers.tiny import CHAT_TEMPLATE, EOS, PLAIN_CHAT_TEMPLATE, make_tiny_tokenizer
+from tests.helpers.models.tiny import CHAT_TEMPLATE, EOS, PLAIN_CHAT_TEMPLATE, make_tiny_tokenizer
 from trainer_svc.worker.data.chat import ChatRenderer, PlainRenderer, Rendered
 from trainer_svc.worker.data.encode import encode
 

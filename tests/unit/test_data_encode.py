@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.helpers.tiny import make_tiny_tokenizer
+from tests.helpers.models.tiny import make_tiny_tokenizer
 from trainer_svc.worker.data.chat import Rendered
 from trainer_svc.worker.data.encode import batched, encode, fit
 from trainer_svc.worker.model.batch import Document, collate

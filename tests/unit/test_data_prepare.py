@@ -11,7 +11,7 @@ import pytest
 
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError
-from tests.helpers.tiny import VOCAB_SIZE, make_tiny_tokenizer
+from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_tokenizer
 from trainer_svc.worker.data.prepare import SessionData, prepare
 from trainer_svc.worker.data.store import EncodedData
 
@@ -394,7 +394,7 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_shape_than_the_configuration_are_told(tmp_path: Path) -> None:
-    from tests.helpers.tiny import make_tiny_model
+    from tests.helpers.models.tiny import make_tiny_model
     from trainer_svc.worker.model.modeling import load_model
 
     make_tiny_model(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 
 from surogate.config.job import resolve_job
 from surogate.config.load import parse_yaml
-from tests.helpers.tiny import VOCAB_SIZE, make_tiny_tokenizer
+from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_tokenizer
 from trainer_svc.worker.data.prepare import prepare
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"

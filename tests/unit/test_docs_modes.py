@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from surogate.config.load import parse_yaml
-from tests.helpers.architectures import make_model
-from tests.helpers.engine import open_engine
-from tests.helpers.tiny import make_tiny_adapter, make_tiny_model
+from tests.helpers.models.architectures import make_model
+from tests.helpers.models.engine import open_engine
+from tests.helpers.models.tiny import make_tiny_adapter, make_tiny_model
 from tests.unit.test_worker_grpo import samples
 from trainer_svc.worker.adapters.lora import WEIGHTS_FILE
 

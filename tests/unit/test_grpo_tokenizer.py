@@ -15,8 +15,8 @@ from orchestrator_svc.grpo.rollouts.template import ChatTemplate
 from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer
 from surogate.errors import ConfigError
 from surogate.v1 import common_pb2
-from tests.helpers.grpo_job import write_tokenizer
-from tests.helpers.tiny import CHAT_TEMPLATE, make_tiny_tokenizer
+from tests.helpers.grpo.grpo_job import write_tokenizer
+from tests.helpers.models.tiny import CHAT_TEMPLATE, make_tiny_tokenizer
 
 CONVERSATIONS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "reverse: abc"}],

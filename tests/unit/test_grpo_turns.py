@@ -11,8 +11,8 @@ import pytest
 from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer
 from surogate.errors import ConfigError
 from surogate.v1 import common_pb2
-from tests.helpers.grpo_job import write_tokenizer
-from tests.helpers.tiny import PLAIN_CHAT_TEMPLATE, make_tiny_tokenizer
+from tests.helpers.grpo.grpo_job import write_tokenizer
+from tests.helpers.models.tiny import PLAIN_CHAT_TEMPLATE, make_tiny_tokenizer
 
 EOS = 1
 

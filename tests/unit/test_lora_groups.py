@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.tiny import make_tiny_model
 from trainer_svc.worker.adapters import lora
 from trainer_svc.worker.adapters.lora_dropout import draw, dropped
 from trainer_svc.worker.adapters.lora_groups import AdapterGroups, group_adapters

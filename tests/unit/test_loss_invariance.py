@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.loss_cases import CONFIGS, describe, loss_config, make_tokens, tensors
-from tests.helpers.loss_reference import Token
+from tests.helpers.models.loss_cases import CONFIGS, describe, loss_config, make_tokens, tensors
+from tests.helpers.models.loss_reference import Token
 from trainer_svc.worker.loss import policy_loss
 
 GARBAGE = [math.nan, math.inf, -math.inf, 1e30]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.loss_cases import loss_config
+from tests.helpers.models.loss_cases import loss_config
 from trainer_svc.worker.loss import LossMetrics, policy_loss
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

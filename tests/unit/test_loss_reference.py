@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.loss_cases import CONFIGS, describe, loss_config, make_tokens, tensors
-from tests.helpers.loss_reference import gradient, loss
+from tests.helpers.models.loss_cases import CONFIGS, describe, loss_config, make_tokens, tensors
+from tests.helpers.models.loss_reference import gradient, loss
 from trainer_svc.worker.loss import policy_loss
 
 LENGTHS = [5, 1, 9, 3, 0, 12]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.loss_cases import describe, loss_config
+from tests.helpers.models.loss_cases import describe, loss_config
 from trainer_svc.worker.loss import policy_loss
 
 grpo_trainer = pytest.importorskip("trl.trainer.grpo_trainer")

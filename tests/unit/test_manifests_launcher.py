@@ -15,7 +15,7 @@ from orchestrator_svc.launchers.kubernetes.policy import check_pod
 from orchestrator_svc.launchers.kubernetes.templates import Templates
 from orchestrator_svc.settings import OrchestratorSettings
 from surogate.config.job import resolve_job
-from tests.helpers.grpo_job import job_config
+from tests.helpers.grpo.grpo_job import job_config
 from tests.helpers.manifests import check
 from tests.helpers.manifests.objects import Cluster, Object
 from tests.helpers.manifests.shipped import KUSTOMIZATIONS, NO_KUBECTL, cluster

@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.helpers.tiny import VOCAB_SIZE, make_tiny_adapter, make_tiny_model
+from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_adapter, make_tiny_model
 from trainer_svc.worker.merge import main
 
 IDS = torch.arange(48).reshape(2, 24) % VOCAB_SIZE

@@ -17,8 +17,8 @@ from orchestrator_svc.settings import OrchestratorSettings
 from surogate.config.job import resolve_job
 from surogate.errors import FailedPreconditionError
 from surogate.rpc.channel import ClientSecurity
+from tests.helpers.grpo.pools import EmptyPool
 from tests.helpers.orchestrator import sft_config
-from tests.helpers.pools import EmptyPool
 
 
 def grpo(*, infer: dict[str, Any] | None = None, train: dict[str, Any] | None = None, **orch: Any) -> Any:

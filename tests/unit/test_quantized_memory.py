@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.tiny import make_tiny_model
 
 LOAD = """
 import json, sys

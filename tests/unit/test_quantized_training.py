@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from surogate.errors import ConfigError
 from surogate.v1 import trainer_pb2 as trainer
 from surogate.v1 import weights_pb2
-from tests.helpers.engine import open_engine, sample
-from tests.helpers.tiny import VOCAB_SIZE, make_tiny_model
+from tests.helpers.models.engine import open_engine, sample
+from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_model
 from trainer_svc.worker import merge
 from trainer_svc.worker.quantized.linear import QuantizedLinear
 from trainer_svc.worker.quantized.loading import dequantize_layers, read_quantized

@@ -11,7 +11,7 @@ from surogate.errors import DeadlineError, InvalidInputError
 from surogate.reward import Split
 from surogate.structs import to_struct
 from surogate.v1 import common_pb2, reward_pb2
-from tests.helpers.rewards import group, outcomes, reward_stub
+from tests.helpers.reward.rewards import group, outcomes, reward_stub
 
 REGISTRY = built_in()
 

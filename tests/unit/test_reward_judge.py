@@ -16,9 +16,9 @@ from surogate.config.job import resolve_job
 from surogate.errors import InvalidInputError
 from surogate.structs import from_struct, to_struct
 from surogate.v1 import common_pb2, inference_pb2, inference_pb2_grpc, reward_pb2
-from tests.helpers.grpo_job import job_config
-from tests.helpers.judge_server import JudgeServer, judge_server, material, scores
-from tests.helpers.rewards import group, outcomes, reward_stub
+from tests.helpers.grpo.grpo_job import job_config
+from tests.helpers.reward.judge_server import JudgeServer, judge_server, material, scores
+from tests.helpers.reward.rewards import group, outcomes, reward_stub
 from tests.helpers.rpc import serving
 
 

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from surogate.errors import FailedPreconditionError, UnimplementedError
 from surogate.reward import DatasetArgs, Environment, EnvironmentArgs, Score, Split, group_reward, reward
 from surogate.reward.registry import Registry
-from tests.helpers.rewards import group, outcomes, reward_stub
+from tests.helpers.reward.rewards import group, outcomes, reward_stub
 
 ROWS = [{"prompt": f"Say {n}.", "answer": str(n), "level": n % 3} for n in range(30)]
 

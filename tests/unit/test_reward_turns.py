@@ -28,7 +28,7 @@ from surogate.reward.base import Split
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.structs import from_struct, to_struct
 from surogate.v1 import reward_pb2, reward_pb2_grpc
-from tests.helpers.rewards import reward_server
+from tests.helpers.reward.rewards import reward_server
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,7 @@ from surogate.reward.base import Split
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.structs import from_struct, to_struct
 from surogate.v1 import common_pb2, reward_pb2, reward_pb2_grpc
-from tests.helpers.rewards import group, outcomes, reward_server
+from tests.helpers.reward.rewards import group, outcomes, reward_server
 
 MISSING = importlib.util.find_spec("verifiers") is None
 needs_verifiers = pytest.mark.skipif(MISSING, reason="needs the extra `verifiers`, in an environment without vLLM")

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer
 from surogate.errors import ConfigError, InvalidInputError
-from tests.helpers.engine import open_engine
-from tests.helpers.tiny import make_tiny_model
-from tests.helpers.tokenizer_kinds import CHATML, KINDS, make_tokenizer
+from tests.helpers.models.engine import open_engine
+from tests.helpers.models.tiny import make_tiny_model
+from tests.helpers.models.tokenizer_kinds import CHATML, KINDS, make_tokenizer
 from tests.unit.test_grpo_tokenizer import CONVERSATIONS, as_proto
 from trainer_svc.worker.data.chat import ChatRenderer, PlainRenderer
 from trainer_svc.worker.data.encode import encode

@@ -13,7 +13,7 @@ import yaml
 from orchestrator_svc.trainingjobs.crd import definition, render
 from surogate.config.job import resolve_job
 from surogate.config.load import load_yaml
-from tests.helpers.grpo_job import job_config
+from tests.helpers.grpo.grpo_job import job_config
 from tests.helpers.orchestrator import sft_config
 
 ROOT = Path(__file__).parents[2]

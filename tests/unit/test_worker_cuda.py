@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from surogate.config.train import TrainConfig
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.tiny import make_tiny_model
 from trainer_svc.worker.adapters import gated  # noqa: F401 - its operations are called by their names
 from trainer_svc.worker.model.attention import Documents, packed_attention
 from trainer_svc.worker.model.batch import Document, collate

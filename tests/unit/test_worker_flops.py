@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from surogate.config.train import TrainConfig
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.tiny import make_tiny_model
 from trainer_svc.worker.model.flops import StepFlops, device_peak
 from trainer_svc.worker.usage import DeviceUse
 

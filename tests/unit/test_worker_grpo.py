@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from surogate.errors import InternalError, InvalidInputError
 from surogate.v1 import trainer_pb2 as trainer
-from tests.helpers import loss_reference
-from tests.helpers.engine import KeepingReporter, open_engine, sample
-from tests.helpers.tiny import VOCAB_SIZE, make_tiny_model
+from tests.helpers.models import loss_reference
+from tests.helpers.models.engine import KeepingReporter, open_engine, sample
+from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_model
 from trainer_svc.worker.engine import Engine
 from trainer_svc.worker.loss import policy_loss
 from trainer_svc.worker.optim.optimizer import Optimizer, StepOutcome

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from surogate.errors import ConfigError
-from tests.helpers.engine import open_engine
-from tests.helpers.tiny import make_tiny_adapter, make_tiny_model
+from tests.helpers.models.engine import open_engine
+from tests.helpers.models.tiny import make_tiny_adapter, make_tiny_model
 from trainer_svc.worker.adapters.lora import WEIGHTS_FILE
 from trainer_svc.worker.adapters.lora_float import FloatLoraLinear
 from trainer_svc.worker.engine import Engine

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from surogate.config.train import TrainConfig
-from tests.helpers.tiny import VOCAB_SIZE, make_tiny_model
+from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_model
 from trainer_svc.worker.model import logprobs as module
 from trainer_svc.worker.model.attention import use_packed_attention
 from trainer_svc.worker.model.batch import Document, PackedBatch, collate
@@ -123,7 +123,7 @@ def test_gradients_of_single_logprobs_are_those_of_float64() -> None:
 
 STEP = """
 import sys
-from tests.helpers.engine import open_engine, sample
+from tests.helpers.models.engine import open_engine, sample
 from tests.helpers.peak import rise
 
 engine, _ = open_engine("grpo", sys.argv[2], {"model": sys.argv[1], "sequence_len": 2048, "lora": False})

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from surogate.errors import ConfigError
 from surogate.v1 import trainer_pb2 as trainer
-from tests.helpers.architectures import ARCHITECTURES, MIXTURES, make_model, make_mxfp4_model
-from tests.helpers.engine import open_engine
-from tests.helpers.tiny import VOCAB_SIZE
+from tests.helpers.models.architectures import ARCHITECTURES, MIXTURES, make_model, make_mxfp4_model
+from tests.helpers.models.engine import open_engine
+from tests.helpers.models.tiny import VOCAB_SIZE
 from trainer_svc.worker import merge
 from trainer_svc.worker.adapters import lora as adapters
 from trainer_svc.worker.engine import Engine

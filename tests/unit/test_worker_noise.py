@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from surogate.config.train import NoiseScheduler
-from tests.helpers.engine import open_engine
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.engine import open_engine
+from tests.helpers.models.tiny import make_tiny_model
 from tests.unit.test_worker_grpo import samples
 from trainer_svc.worker.model.noise import deviation
 

@@ -12,8 +12,8 @@ import pytest
 from peft import PeftModel, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from tests.helpers.engine import KeepingReporter, open_engine
-from tests.helpers.tiny import make_tiny_model, make_tiny_tokenizer
+from tests.helpers.models.engine import KeepingReporter, open_engine
+from tests.helpers.models.tiny import make_tiny_model, make_tiny_tokenizer
 from trainer_svc.worker.adapters import lora as adapters
 from trainer_svc.worker.engine import Engine
 

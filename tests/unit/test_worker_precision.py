@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError
-from tests.helpers.engine import KeepingReporter, open_engine
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.engine import KeepingReporter, open_engine
+from tests.helpers.models.tiny import make_tiny_model
 from trainer_svc.worker.engine import Engine
 from trainer_svc.worker.model import modeling, recipe
 from trainer_svc.worker.model.precision import Precision

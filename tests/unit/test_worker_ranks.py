@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.tiny import make_tiny_model
 from trainer_svc.rank_plan import RankPlan
 
 COMMON: dict[str, Any] = {
@@ -44,7 +44,7 @@ def run(folder: Path, ranks: int, wanted: list[dict[str, Any]]) -> dict[str, Any
     environments = RankPlan(ranks).environments()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.rank_program", str(folder)],
+            [sys.executable, "-m", "tests.helpers.trainer.rank_program", str(folder)],
             env={**os.environ, **environment, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
         )
         for environment in environments

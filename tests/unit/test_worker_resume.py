@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.engine import KeepingReporter, open_engine, sample
-from tests.helpers.tiny import VOCAB_SIZE, make_tiny_model
+from tests.helpers.models.engine import KeepingReporter, open_engine, sample
+from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_model
 from trainer_svc.worker.engine import Engine
 
 STEPS, CUT = 4, 2

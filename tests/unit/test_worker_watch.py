@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.engine import KeepingReporter, open_engine
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.models.engine import KeepingReporter, open_engine
+from tests.helpers.models.tiny import make_tiny_model
 from trainer_svc.worker.engine import Engine
 from trainer_svc.worker.optim.watch import EarlyStop, SpikeGuard, epochs_for
 

@@ -1,6 +1,6 @@
 """A program: trains tiny models of many architectures by GRPO steps and pushes them into vLLM, all in one process each.
 
-`python -m tests.helpers.pushed_models FOLDER NAME-MODE…` prints one JSON object a case. NAME-MODE-saved, after
+`python -m tests.helpers.models.pushed_models FOLDER NAME-MODE…` prints one JSON object a case. NAME-MODE-saved, after
 NAME-MODE, serves what that saved (an adapter merged into the model), and compares it with transformers. torch and vLLM,
 which take most of the time to import, are imported once; each case runs in a fork. What lies between the two in a job,
 the services and the wire, is left out: other tests have that.
@@ -61,7 +61,7 @@ def main(folder: Path, cases: Sequence[str]) -> None:
 
 def run(folder: Path, name: str, mode: str) -> dict[str, Any]:
     """Distances of logprobs of trainer and sampler, as loaded and after each push, and how far training moved them."""
-    from tests.helpers.architectures import make_model
+    from tests.helpers.models.architectures import make_model
 
     lora = mode != "full"
     make_model(name, folder / "model")
@@ -152,7 +152,7 @@ def _answer(pipe: Any, make: Callable[..., Mapping[str, Callable[..., Any]]], ar
 def trainer_of(folder: Path, train: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     """The training worker."""
     from surogate.v1 import trainer_pb2
-    from tests.helpers.engine import open_engine
+    from tests.helpers.models.engine import open_engine
 
     engine, _ = open_engine("grpo", folder / "out", train)
 

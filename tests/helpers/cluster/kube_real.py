@@ -20,10 +20,10 @@ import yaml
 from aiohttp import web
 
 from orchestrator_svc.launchers.kubernetes.names import MANAGER
-from tests.helpers.kube_cluster import STRICT, RealCluster
-from tests.helpers.kube_server import GROUPS, ApiServer, Object, StatusError
+from tests.helpers.cluster.kube_cluster import STRICT, RealCluster
+from tests.helpers.cluster.kube_server import GROUPS, ApiServer, Object, StatusError
 
-RBAC = Path(__file__).parents[2] / "k8s" / "base" / "rbac.yaml"
+RBAC = Path(__file__).parents[3] / "k8s" / "base" / "rbac.yaml"
 ACCOUNT = "surogate-orchestrator"
 NODE = "surogate-test"
 """Name of the node that the tests' pods are on. There is none of that name: the tests are its kubelet."""

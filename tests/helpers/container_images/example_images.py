@@ -11,7 +11,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.helpers.containers import BASE, Engine
+from tests.helpers.container_images.containers import BASE, Engine
 
 NODE_BASE = "localhost/node-stand-in:test"
 PORT = 50080

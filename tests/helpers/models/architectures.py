@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.helpers.tiny import EOS, PAD, SPECIAL_TOKENS, VOCAB_SIZE, make_tiny_tokenizer
+from tests.helpers.models.tiny import EOS, PAD, SPECIAL_TOKENS, VOCAB_SIZE, make_tiny_tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -18,9 +18,9 @@ import yaml
 
 from surogate.config.service import ServiceSettings
 from surogate.rpc.server import RpcServer
-from tests.helpers.kube_cluster import RealCluster
-from tests.helpers.kube_real import RealApi
-from tests.helpers.kube_server import ApiServer, Object
+from tests.helpers.cluster.kube_cluster import RealCluster
+from tests.helpers.cluster.kube_real import RealApi
+from tests.helpers.cluster.kube_server import ApiServer, Object
 from tests.helpers.rpc import serving
 
 PORT = 50051

@@ -11,11 +11,12 @@ from typing import Any
 from orchestrator_svc.grpo import job as grpo
 from surogate.rpc.server import RpcServer
 from surogate.v1 import inference_pb2_grpc, reward_pb2_grpc, trainer_pb2_grpc
-from tests.helpers import fake_trainer, grpo_fakes
-from tests.helpers.grpo_job import write_tokenizer
-from tests.helpers.kube import PORT, Cluster, kubernetes, write_kubeconfig, write_templates
-from tests.helpers.kube_server import Object
+from tests.helpers.cluster.kube import PORT, Cluster, kubernetes, write_kubeconfig, write_templates
+from tests.helpers.cluster.kube_server import Object
+from tests.helpers.grpo import grpo_fakes
+from tests.helpers.grpo.grpo_job import write_tokenizer
 from tests.helpers.orchestrator import Orchestrator, orchestrating
+from tests.helpers.trainer import fake_trainer
 
 
 class TrainerPods:

@@ -1,4 +1,4 @@
-"""`python -m tests.helpers.trainer_front_process`: the trainer service as it is, with the fake worker."""
+"""`python -m tests.helpers.trainer.trainer_front_process`: the trainer service as it is, with the fake worker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import sys
 
 from surogate.service import main
-from tests.helpers import fake_worker
+from tests.helpers.trainer import fake_worker
 from trainer_svc.service import lifespan
 from trainer_svc.settings import TrainerSettings
 

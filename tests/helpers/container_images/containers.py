@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STORAGE = Path(os.environ["SUROGATE_E2E_STORAGE"]).absolute() if "SUROGATE_E2E_STORAGE" in os.environ else None
 """Where images are kept from one run to the next; without it they are removed."""
 TOOLS = ("buildah", "podman", "runc", "mmdebstrap")

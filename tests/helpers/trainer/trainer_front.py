@@ -11,7 +11,7 @@ from surogate.rpc.channel import open_channel
 from surogate.rpc.server import RpcServer
 from surogate.v1 import trainer_pb2 as trainer
 from surogate.v1 import trainer_pb2_grpc
-from tests.helpers import fake_worker
+from tests.helpers.trainer import fake_worker
 from trainer_svc.scratch import Scratch
 from trainer_svc.service import SERVICE, TrainerServicer
 from trainer_svc.session import ENDED, Surroundings

@@ -21,7 +21,7 @@ from surogate.v1 import trainer_pb2 as trainer
 from surogate.v1 import weights_pb2 as weights
 from trainer_svc.worker_protocol import Reporter, WorkerServer
 
-COMMAND = (sys.executable, "-m", "tests.helpers.fake_worker")
+COMMAND = (sys.executable, "-m", "tests.helpers.trainer.fake_worker")
 VOCAB_SIZE = 100
 MAX_SEQUENCE_LENGTH = 64
 

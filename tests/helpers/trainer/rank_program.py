@@ -1,4 +1,4 @@
-"""One rank of several that train the same small sessions: `python -m tests.helpers.rank_program FOLDER`.
+"""One rank of several that train the same small sessions: `python -m tests.helpers.trainer.rank_program FOLDER`.
 
 FOLDER/cases.json says what to train; rank 0 writes FOLDER/results-<ranks>.json. Variables as of torchrun.
 """
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.engine import KeepingReporter, sample, session_request
-from tests.helpers.tiny import VOCAB_SIZE
+from tests.helpers.models.engine import KeepingReporter, sample, session_request
+from tests.helpers.models.tiny import VOCAB_SIZE
 from trainer_svc.worker.engine import Engine
 from trainer_svc.worker.ranks import Ranks
 

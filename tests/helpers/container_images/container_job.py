@@ -7,10 +7,10 @@ import string
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.helpers.backing import url
-from tests.helpers.containers import VERSION, Engine
-from tests.helpers.grpo_files import write_grpo_files
-from tests.helpers.tiny import make_tiny_model
+from tests.helpers.container_images.backing import url
+from tests.helpers.container_images.containers import VERSION, Engine
+from tests.helpers.grpo.grpo_files import write_grpo_files
+from tests.helpers.models.tiny import make_tiny_model
 
 PORTS = {"reward": 50061, "trainer": 50062, "inference": 50063, "orchestrator": 50051}
 """In the order in which they start; the first has the network, and ends last."""

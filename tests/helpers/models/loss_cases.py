@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from surogate.config.grpo import LossConfig
-from tests.helpers.loss_reference import Token
+from tests.helpers.models.loss_reference import Token
 
 CONFIGS: list[dict[str, Any]] = [
     {"type": "ipo"},

@@ -1,4 +1,4 @@
-"""`python -m tests.helpers.fake_trainer`: a trainer service without a model, that saves, resumes and misbehaves.
+"""`python -m tests.helpers.trainer.fake_trainer`: a trainer service without a model, that saves and misbehaves.
 
 The last part of `train.model` says what it does; steps take FAKE_STEP_SECONDS. A checkpoint is an empty folder.
 """

@@ -17,7 +17,7 @@ import pytest
 
 from surogate.process import Announcement
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples" / "custom_reward"
 _NO_NETWORK = ("ENOTFOUND", "ECONNREFUSED", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH", "dial tcp", "ENOTCACHED")
 

@@ -28,7 +28,7 @@ from orchestrator_svc.launchers.base import Component, Worker, WorkerPool, Worke
 from surogate.config.job import resolve_job
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.v1 import job_pb2
-from tests.helpers.grpo_fakes import Fakes, serving_fakes
+from tests.helpers.grpo.grpo_fakes import Fakes, serving_fakes
 
 OWNER = "test"
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>"

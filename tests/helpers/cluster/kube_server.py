@@ -1,7 +1,7 @@
 """A Kubernetes API server for tests: real HTTP, with answers like those that a real one gave.
 
 It keeps objects with uids and resource versions, refuses unknown fields where asked to be strict, streams watches, and
-collects what owners leave behind. Nothing runs here: `tests.helpers.kube` has the controllers and the nodes.
+collects what owners leave behind. Nothing runs here: `tests.helpers.cluster.kube` has the controllers and the nodes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ApiServer:
     """
 
     runs_jobs = False
-    """Whether the Job controller is the server's own; if not, `tests.helpers.kube` has one."""
+    """Whether the Job controller is the server's own; if not, `tests.helpers.cluster.kube` has one."""
     is_dated = False
     """Whether the server is too old to refuse unknown fields, and for suspended Jobs."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from orchestrator_svc.trainingjobs.crd import definition
-from tests.helpers.control_plane import JOBS_AS_WE_MAKE_THEM, control_plane, missing
+from tests.helpers.cluster.control_plane import JOBS_AS_WE_MAKE_THEM, control_plane, missing
 
 Object = dict[str, Any]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.helpers.collector import collecting
 from tests.helpers.object_store import BUCKET, Store
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STORE_PORT, COLLECTOR_PORT = 9000, 4317
 ENVIRONMENT = {
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{STORE_PORT}",
