@@ -19,13 +19,8 @@ class JudgeFailedError(InternalError):
     reason = "JUDGE_FAILED"
 
 
-FATAL = (
-    JudgeFailedError,
-    ReplicasLostError,
-    WorkerFailedError,
-    NotFoundError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-    UnimplementedError,
-)
+REFUSALS = (NotFoundError, PermissionDeniedError, UnauthenticatedError, UnimplementedError)
+"""What a service says that will not do what it is asked, as long as nobody changes something there."""
+
+FATAL = (JudgeFailedError, ReplicasLostError, WorkerFailedError, *REFUSALS)
 """What else goes wrong with a prompt is that prompt's own: it is dropped."""

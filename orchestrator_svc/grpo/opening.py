@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Mapping, Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from orchestrator_svc.grpo.prompts.gathered import Examples, TooLong, Wanted, ga
 from orchestrator_svc.grpo.prompts.pools import Pools
 from orchestrator_svc.grpo.prompts.pools_file import load_pools
 from orchestrator_svc.grpo.reporting.report import origin_state
+from orchestrator_svc.grpo.rewards.answers import words_of
 from orchestrator_svc.grpo.rewards.scoring import Environment
 from orchestrator_svc.grpo.rewards.services import BuiltIn, Custom
 from orchestrator_svc.grpo.rollouts.replicas import Replicas
@@ -32,6 +34,7 @@ from surogate.errors import (
     FailedPreconditionError,
     InvalidInputError,
     NotFoundError,
+    SurogateError,
     UnavailableError,
     UnimplementedError,
     Violation,
@@ -94,6 +97,10 @@ async def _open(
             raise
         what = f"{spec.config_key}.address: no reward service answers at {spec.address}: {error}"
         raise UnavailableError(what, reason=error.reason) from error
+    except SurogateError as error:
+        named = copy.copy(error)
+        named.message = f"{spec.config_key}: environment {spec.id} cannot be opened: {words_of(error)}"
+        raise named from error
 
 
 async def _max_turns(spec: EnvironmentSpec, environment: Environment) -> int:

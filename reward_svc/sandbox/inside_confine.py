@@ -17,21 +17,23 @@ _DENIED = {  # calls that a program has no use for, each a door to more of the k
     "x86_64": (
         0xC000003E,
         56,
-        (29, 41, 64, 68, 101, 103, 155, 165, 166, 175, 246, 248, 249, 250, 272, 298, 308, 310, 311, 319, 321, 323, 425,
-         438, 447),
+        (29, 41, 64, 68, 101, 103, 135, 154, 155, 165, 166, 175, 240, 246, 248, 249, 250, 272, 278, 298, 300, 303, 304,
+         308, 310, 311, 312, 319, 321, 323, 425, 426, 427, 428, 430, 438, 440, 442, 447),
     ),
     "aarch64": (
         0xC00000B7,
         220,
-        (194, 198, 190, 186, 117, 116, 41, 40, 39, 105, 104, 217, 218, 219, 97, 241, 268, 270, 271, 279, 280, 282, 425,
-         438, 447),
+        (194, 198, 190, 186, 117, 116, 92, 41, 40, 39, 105, 180, 104, 217, 218, 219, 97, 75, 241, 262, 264, 265, 268,
+         270, 271, 272, 279, 280, 282, 425, 426, 427, 428, 430, 438, 440, 442, 447),
     ),
 }
 # fmt: on
-# shmget, socket, semget, msgget, ptrace, syslog, pivot_root, mount, umount2, init_module, kexec_load, add_key,
-# request_key, keyctl, unshare, perf_event_open, setns, process_vm_readv, process_vm_writev, memfd_create, bpf,
-# userfaultfd, io_uring_setup, pidfd_getfd, memfd_secret. Memory that no process maps (shmget, semget, msgget,
-# memfd_create) would be in no account.
+# shmget, socket, semget, msgget, ptrace, syslog, personality, modify_ldt (of x86-64), pivot_root, mount, umount2,
+# init_module, mq_open, kexec_load, add_key, request_key, keyctl, unshare, vmsplice, perf_event_open, fanotify_init,
+# name_to_handle_at, open_by_handle_at, setns, process_vm_readv, process_vm_writev, kcmp, memfd_create, bpf,
+# userfaultfd, io_uring_setup, io_uring_enter, io_uring_register, open_tree, fsopen, pidfd_getfd, process_madvise,
+# mount_setattr, memfd_secret. Memory that no process maps (shmget, semget, msgget, mq_open, vmsplice, memfd_create)
+# would be in no account.
 _CLONE3 = 435
 _NEW_USER_NAMESPACE = 0x10000000
 

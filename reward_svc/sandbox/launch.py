@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import json
 import os
@@ -38,6 +39,7 @@ _HERE = Path(__file__).parent
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 _PYTHON = "/python/bin/python3"
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_SEALED = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _log = get_logger("sandbox")
 
 
@@ -227,11 +229,12 @@ def _files(pid: int) -> int:
 
 
 def _file(content: bytes) -> int:
-    """An anonymous file in memory, opened at its beginning."""
-    fd = os.memfd_create("surogate")
+    """An anonymous file in memory, opened at its beginning, which nobody can change or make larger any more."""
+    fd = os.memfd_create("surogate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALED)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
@@ -265,7 +268,20 @@ def _bubblewrap(bwrap: str) -> list[str]:
     command += ["--ro-bind", str(Path(sys.base_prefix) / "lib"), "/python/lib", "--ro-bind", _interpreter(), _PYTHON]
     for path in _packages():  # this service's code and its neighbours
         command += ["--size", str(MIB), "--tmpfs", path, "--remount-ro", path]
-    command += ["--proc", "/proc"]
+    # Its first process is bubblewrap, of the same user where the service is not root, without our limits and filter: a
+    # program that reached its memory by /proc would have got out.
+    command += [
+        "--proc",
+        "/proc",
+        "--size",
+        str(MIB),
+        "--perms",
+        "0555",
+        "--tmpfs",
+        "/proc/1",
+        "--remount-ro",
+        "/proc/1",
+    ]
     for path in _DEVICES:
         command += ["--dev-bind", path, path]
     temporary = ["--perms", "1777", "--size", str(TEMPORARY_BYTES), "--tmpfs", "/tmp"]  # noqa: S108

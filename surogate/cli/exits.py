@@ -15,6 +15,7 @@ from surogate.errors import (
     UnavailableError,
     Violation,
 )
+from surogate.visible import visible
 
 OK = 0
 FAILED = 1
@@ -42,7 +43,7 @@ def error_lines(error: SurogateError) -> list[str]:
 
 def report(error: SurogateError) -> int:
     """Prints an error on standard error; returns the exit code."""
-    sys.stderr.write("".join(f"{line}\n" for line in error_lines(error)))
+    sys.stderr.write("".join(f"{visible(line)}\n" for line in error_lines(error)))
     return exit_code(error)
 
 

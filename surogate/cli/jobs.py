@@ -15,6 +15,7 @@ from surogate.client import Client, state_name
 from surogate.client.jobs import kind_name
 from surogate.rpc.status import from_status
 from surogate.v1 import job_pb2
+from surogate.visible import visible
 
 
 def list_jobs(server: str, *, states: list[str], kinds: list[str], labels: list[str], limit: int, as_json: bool) -> int:
@@ -41,7 +42,7 @@ def get_job(server: str, job: str, *, as_json: bool) -> int:
     facts = list(_facts(found))
     width = max(len(key) for key, _ in facts)
     for key, value in facts:
-        sys.stdout.write(f"{key.ljust(width)}  {value}\n")
+        sys.stdout.write(f"{key.ljust(width)}  {visible(value)}\n")
     return OK
 
 

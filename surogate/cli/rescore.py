@@ -29,6 +29,7 @@ from surogate.rollouts import SCHEMA, num_sampled, write_table
 from surogate.rpc.status import from_status
 from surogate.structs import to_struct
 from surogate.v1 import common_pb2, reward_pb2, reward_pb2_grpc
+from surogate.visible import visible
 
 _CONCURRENT = 16
 _GRACE = 5.0
@@ -153,7 +154,7 @@ def _summary(rows: Sequence[Row], problems: Sequence[str]) -> dict[str, Any]:
 def _print(summary: dict[str, Any]) -> None:
     table = Table(show_header=False)
     for name, value in summary.items():
-        table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
+        table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else visible(str(value)))
     Console(markup=False).print(table)
 
 

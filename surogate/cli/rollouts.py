@@ -19,6 +19,7 @@ from rich.text import Text
 from surogate.cli.exits import OK, usage
 from surogate.errors import NotFoundError
 from surogate.rollouts import SCHEMA, TEXT_COLUMNS, num_sampled, read_steps, write_table
+from surogate.visible import visible
 
 Row = dict[str, Any]
 _WIDTH = 48
@@ -75,7 +76,7 @@ def list_rollouts(output_dir: Path, chosen: Selection, *, sort: str, limit: int,
             _short(_last_message(row)),
             _short(row["completion"]),
         )
-        table.add_row(*map(Text, cells))  # what a model wrote is never markup
+        table.add_row(*map(_text, cells))
     Console().print(table)
     return OK
 
@@ -97,18 +98,23 @@ def show_rollout(output_dir: Path, rollout_id: str, *, as_json: bool) -> int:
     for message in turns:
         _print_message(console, message)
     if not turns:
-        console.print(row["completion"], markup=False)
+        console.print(_text(row["completion"]))
     facts = Table.grid(padding=(0, 2))
     for name in ("answer", "reward", *row["components"], "fate", "step", "oldest_version", "newest_version"):
-        facts.add_row(Text(name), Text(str(row["components"].get(name, row.get(name)))))
-    facts.add_row("scored by", Text(row["scored_by"]))
+        facts.add_row(_text(name), _text(str(row["components"].get(name, row.get(name)))))
+    facts.add_row("scored by", _text(row["scored_by"]))
     console.print(facts)
     return OK
 
 
 def _print_message(console: Console, message: dict[str, Any]) -> None:
-    console.print(Text(message.get("role", ""), style="bold"))
-    console.print(message.get("content", ""), markup=False)
+    console.print(_text(message.get("role", ""), style="bold"))
+    console.print(_text(message.get("content", "")))
+
+
+def _text(text: str, style: str = "") -> Text:
+    """What a model or a service wrote: never markup, and nothing that a terminal obeys."""
+    return Text(visible(text), style=style)
 
 
 def export_rollouts(output_dir: Path, target: Path, chosen: Selection) -> int:

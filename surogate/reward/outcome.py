@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Sequence
 
 from surogate.errors import InternalError, SurogateError
+from surogate.reward_values import is_reward, why_not
 from surogate.telemetry.log import get_logger
 from surogate.v1 import reward_pb2
 
@@ -18,7 +18,7 @@ _log = get_logger("reward")
 def outcome_of(value: object) -> Outcome:
     """The outcome for what a scorer returned or raised for one rollout."""
     match value:
-        case float() if math.isfinite(value):  # what almost all scorers give
+        case float() if is_reward(value):  # what almost all scorers give
             return reward_pb2.Score(reward=value)
         case SurogateError():
             return value
@@ -32,8 +32,8 @@ def outcome_of(value: object) -> Outcome:
             score = reward_pb2.Score(reward=float(value))
         case _:
             return InternalError(f"scoring gave a {type(value).__name__}, which is neither a number nor a Score")
-    wrong = next((item for item in (score.reward, *score.components.values()) if not math.isfinite(item)), None)
-    return score if wrong is None else InternalError(f"scoring gave {wrong}, which is not a finite number")
+    wrong = next((item for item in (score.reward, *score.components.values()) if not is_reward(item)), None)
+    return score if wrong is None else InternalError(f"scoring gave {why_not(wrong)}, which no reward can be")
 
 
 def group_outcomes(value: object, count: int) -> list[Outcome]:

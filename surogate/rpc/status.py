@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import cast
 
 import grpc
@@ -166,14 +167,13 @@ class _Details:
         self.retry_after = 0.0
         bad, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         for detail in details:
-            if detail.Is(self.info.DESCRIPTOR):
-                detail.Unpack(self.info)
-            elif detail.Is(bad.DESCRIPTOR):
-                detail.Unpack(bad)
-                self.violations += [errors.Violation(v.field, v.description) for v in bad.field_violations]
-            elif detail.Is(retry.DESCRIPTOR):
-                detail.Unpack(retry)
-                self.retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+            with suppress(DecodeError):  # of a server that is not ours: what it says otherwise still stands
+                if detail.Unpack(bad):
+                    self.violations += [errors.Violation(v.field, v.description) for v in bad.field_violations]
+                elif detail.Unpack(retry):
+                    self.retry_after = max(0.0, retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
+                else:
+                    detail.Unpack(self.info)
 
 
 def _class_of(code: int, found: _Details) -> type[errors.SurogateError]:

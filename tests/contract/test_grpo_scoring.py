@@ -11,8 +11,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import duration_pb2
 from google.protobuf.struct_pb2 import Struct
+from google.rpc import error_details_pb2, status_pb2
 
+from orchestrator_svc.grpo.fatal import FATAL
 from orchestrator_svc.grpo.groups import Rollout
 from orchestrator_svc.grpo.rewards.answers import MAX_COMPONENTS
 from orchestrator_svc.grpo.rewards.scoring import Environment, Scorer
@@ -20,6 +23,7 @@ from orchestrator_svc.grpo.rewards.services import Custom
 from orchestrator_svc.grpo.setup import service_security
 from surogate.config.env import EnvConfig
 from surogate.errors import (
+    BusyError,
     ConfigError,
     DataLossError,
     DeadlineError,
@@ -29,6 +33,7 @@ from surogate.errors import (
 )
 from surogate.reward import reward
 from surogate.rpc.channel import ClientSecurity
+from surogate.rpc.status import trailing_metadata
 from surogate.v1 import common_pb2, reward_pb2
 from tests.helpers.certificates import Authority
 from tests.helpers.reward import broken_rewards as broken
@@ -116,11 +121,32 @@ class Components(broken.GoodReward):
         result = await super().result(rollout)
         parts = {
             "nan": {"part": float("nan")},
+            "vast": {"part": -1e300},
             "many": {str(number): 1.0 for number in range(MAX_COMPONENTS + 1)},
             "long": {"n" * 1000: 1.0},
         }
         for name, value in parts.get(rollout.completion, {"part": 1.0}).items():
             result.score.components[name] = value
+        return result
+
+
+class Immense(broken.GoodReward):
+    """Gives a reward whose square is infinite."""
+
+    def reward(self, text: str) -> float:
+        return 1.7e308 if text == "vast" else super().reward(text)
+
+
+class Garbled(broken.GoodReward):
+    """Explains its errors by what cannot be read, would colour a terminal, or never ends."""
+
+    async def result(self, rollout: reward_pb2.Rollout) -> reward_pb2.RolloutResult:
+        said = {"garbled": "no \x1b[31mvowels", "wordy": "x" * 1_000_000}.get(rollout.completion)
+        if said is None:
+            return await super().result(rollout)
+        result = reward_pb2.RolloutResult(rollout_id=rollout.rollout_id)
+        result.error.code, result.error.message = 13, said
+        result.error.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff")
         return result
 
 
@@ -130,7 +156,11 @@ class Components(broken.GoodReward):
         (broken.Nan, " ", "the reward of rollout g-1 is nan"),
         (broken.Silent, "xyz", "g-1 was answered with neither a score nor an error"),
         (broken.NoCode, " ", "g-1 could not be scored: nothing to score"),
+        (Immense, "vast", "the reward of rollout g-1 is 1.7e+308, beyond 1e+15"),
+        (Garbled, "garbled", "g-1 could not be scored: no \\x1b[31mvowels"),
+        (Garbled, "wordy", "g-1 could not be scored: xxxxxxxx"),
         (Components, "nan", "the component 'part' of rollout g-1 is nan"),
+        (Components, "vast", "the component 'part' of rollout g-1 is -1e+300, beyond 1e+15"),
         (Components, "many", "g-1 has 65 components, more than 64"),
         (Components, "long", "a component of rollout g-1 has a name of 1000 characters"),
     ],
@@ -142,6 +172,54 @@ async def test_a_rollout_that_was_not_rightly_scored_is_left_out(
         found, problem = await scored(address, "aeiou", bad, "banana")
     assert [rollout.reward for rollout in found] == [1.0, 0.5]
     assert said in problem and problem.startswith("environment vowels: ")
+    assert len(problem) < 1000
+
+
+class Busy(broken.GoodReward):
+    """Is full, and says to come again at once."""
+
+    asked = 0
+
+    async def ScoreRollouts(self, request: Any, context: Any) -> reward_pb2.ScoreRolloutsResponse:
+        self.asked += 1
+        return await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", trailing_metadata(_full()))
+
+
+def _full() -> status_pb2.Status:
+    status = status_pb2.Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="full")
+    soon = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=1))
+    status.details.add().Pack(soon)
+    return status
+
+
+async def test_a_full_service_is_not_flooded() -> None:
+    service = Busy()
+    async with broken.serving(service) as address:
+        with pytest.raises(BusyError, match=r"environment vowels: .* full"):
+            await scored(address)
+    assert service.asked <= 6  # in half a second, with a tenth between
+
+
+class Refusing(broken.GoodReward):
+    """Refuses every second group: its keys are being replaced."""
+
+    asked = 0
+
+    async def ScoreRollouts(self, request: Any, context: Any) -> reward_pb2.ScoreRolloutsResponse:
+        self.asked += 1
+        if self.asked % 2 == 0:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+        return await super().ScoreRollouts(request, context)
+
+
+async def test_what_a_service_refuses_that_scored_before_costs_one_group() -> None:
+    async with broken.serving(Refusing()) as address, scorer(address) as (asking, environment):
+        for number in (1, 3):
+            await asking.score(environment, reward_pb2.Example(id="0"), f"g{number}", rollouts("g", *TEXTS))
+            with pytest.raises(SurogateError, match=r"environment vowels: .* who are you") as caught:
+                await asking.score(environment, reward_pb2.Example(id="0"), f"g{number + 1}", rollouts("g", *TEXTS))
+            assert not isinstance(caught.value, FATAL)
+            assert caught.value.reason == "UNAUTHENTICATED"
 
 
 class Late(broken.GoodReward):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,11 @@ def all_infinite(response: reward_pb2.ScoreRolloutsResponse) -> None:
         result.score.reward = math.inf
 
 
+def all_immense(response: reward_pb2.ScoreRolloutsResponse) -> None:
+    for result in response.results:
+        result.score.reward = 1.7e308
+
+
 def one_too_few(response: reward_pb2.ScoreRolloutsResponse) -> None:
     del response.results[-1]
 
@@ -103,7 +110,7 @@ async def test_a_rollout_without_a_reward_is_left_out_of_its_group(tmp_path: Pat
         assert "the first failure: environment fake:" in await notices(job)
 
 
-@pytest.mark.parametrize("change", [all_infinite, one_too_few, one_twice, in_another_order])
+@pytest.mark.parametrize("change", [all_infinite, all_immense, one_too_few, one_twice, in_another_order])
 async def test_a_group_that_makes_no_sense_is_dropped_and_replaced(tmp_path: Path, change: Any) -> None:
     async with grpo_job(tmp_path, max_steps=2, refill_rounds=1) as (job, fakes):
         answering(fakes, change)
@@ -169,6 +176,62 @@ async def test_what_a_reward_service_refuses_has_the_key_of_the_users_file(
         with pytest.raises(ConfigError) as raised:
             await job.run()
         assert str(raised.value) == said
+
+
+def sending(fakes: Fakes, *examples: tuple[str, str]) -> None:
+    """Has the service send these examples, by id and prompt; no prompt where that is empty."""
+
+    async def hook(_: object) -> list[reward_pb2.Example]:
+        return [
+            reward_pb2.Example(id=name, prompt=[common_pb2.ChatMessage(role="user", content=text)] if text else [])
+            for name, text in examples
+        ]
+
+    fakes.hooks.on["ListExamples"] = hook
+
+
+@pytest.mark.parametrize(
+    ("examples", "said"),
+    [
+        ([("a", "1"), ("a", "2")], "two examples have the id 'a'"),
+        ([("a", "1"), ("b", "")], "the example with the id 'b' has no prompt"),
+        ([(str(number), "x" * 1000) for number in range(20)], "more than 0 MiB of examples came"),
+    ],
+)
+async def test_examples_that_cannot_be_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: list[tuple[str, str]], said: str
+) -> None:
+    monkeypatch.setattr("orchestrator_svc.grpo.prompts.gathered.MAX_BYTES", 10_000)
+    async with grpo_job(tmp_path) as (job, fakes):
+        sending(fakes, *examples)
+        with pytest.raises(ConfigError, match=rf"orch\.env\.0: environment fake: {said}"):
+            await job.run()
+
+
+async def test_of_examples_without_end_no_more_are_taken_than_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_svc.grpo.prompts.gathered.MAX_EXAMPLES", 30)
+    message = common_pb2.ChatMessage(role="user", content="again")
+
+    async def endless(_: object) -> Iterator[reward_pb2.Example]:
+        return (reward_pb2.Example(id=str(number), prompt=[message]) for number in itertools.count())
+
+    async with grpo_job(tmp_path, max_steps=1) as (job, fakes):
+        fakes.hooks.on["ListExamples"] = endless
+        await job.run()
+        assert await causes(job) == {"trained": 2}
+
+
+async def test_an_environment_that_fails_at_the_start_is_named(tmp_path: Path) -> None:
+    async with grpo_job(tmp_path) as (job, fakes):
+
+        async def fail(_: object) -> None:
+            raise InternalError("no such table")
+
+        fakes.hooks.on["ListExamples"] = fail
+        with pytest.raises(InternalError, match=r"orch\.env\.0: environment fake cannot be opened: .*no such table"):
+            await job.run()
 
 
 async def test_a_reward_service_that_hangs_costs_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,114 @@ PRINTING = {
         "for fd in range(64):\n    try:\n        os.lseek(fd, 0, 0)\n    except OSError: pass\n"
         "    try:\n        if fd not in (1, 2) and word in os.read(fd, 1 << 20): print(word.decode())\n    except OSError: pass"
     ),
+    "change what it was given": "import os\n" + attempt("os.write(0, b'x')"),
+    "make what it was given larger": "import os\n" + attempt("os.posix_fallocate(0, 0, 1 << 20)"),
+    "enter the kernel as 32 bits": (
+        "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\nm.write(bytes([0xB8, 20, 0, 0, 0, 0xCD, 0x80, 0xC3]))\n"
+        "if ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))() > 0: " + DID
+    ),
+    "enter the kernel as x32": "import ctypes\nif ctypes.CDLL(None).syscall(0x40000000 + 39) >= 0: " + DID,
+    "lift the filter": "import ctypes\nif ctypes.CDLL(None).syscall(317, 1, 0, bytes(16)) >= 0: " + DID,
+    "be adopted by the kernel's rules of old": "import ctypes\nif ctypes.CDLL(None).personality(0x0440000) >= 0: "
+    + DID,
+    "write segments of its own": (
+        "import ctypes\nl = ctypes.CDLL(None)\nif l.syscall(154, 1, bytes(16), 16) == 0 or l.syscall(154, 0, bytes(16), 16) == 0: "
+        + DID
+    ),
+    "give pages to a pipe": (
+        "import ctypes, os\nr, w = os.pipe()\nif ctypes.CDLL(None).syscall(278, w, 0, 0, 0) >= 0: " + DID
+    ),
+    "watch all files": "import ctypes\nif ctypes.CDLL(None).syscall(300, 0x200, 0) >= 0: " + DID,
+    "hold memory in message queues": (
+        "import ctypes\nif ctypes.CDLL(None).syscall(240, b'x', 0o102, 0o600, 0) >= 0: " + DID
+    ),
+    "copy a mount": "import ctypes\nif ctypes.CDLL(None).syscall(428, -100, b'/', 1) >= 0: " + DID,
+    "compare with process 1": "import ctypes, os\nif ctypes.CDLL(None).syscall(312, os.getpid(), 1, 0, 1, 1) >= 0: "
+    + DID,
+    "kill process 1 by its descriptor": (
+        "import os, signal\n" + attempt("signal.pidfd_send_signal(os.pidfd_open(1), signal.SIGKILL)")
+    ),
+    "stop process 1": "import os, signal\n" + attempt("os.kill(1, signal.SIGSTOP)\nassert False"),
+    "stop its process group": "import os, signal\nos.kill(0, signal.SIGSTOP)\n" + DID,
+    "map itself to root": "import os\n" + attempt("os.write(os.open('/proc/self/uid_map', os.O_WRONLY), b'0 0 1')"),
+    "spare itself when memory is short": "import os\n"
+    + attempt("os.write(os.open('/proc/self/oom_score_adj', os.O_WRONLY), b'-1000')"),
+    "write the memory of process 1": attempt("open('/proc/1/mem', 'r+b', 0)"),
+    "list the descriptors of process 1": "import os\n" + attempt("os.listdir('/proc/1/fd')[0]"),
+    "see where the machine's files are": ("text = open('/proc/self/mountinfo').read()\nif '{folder}' in text: " + DID),
+    "see sockets of the machine": "if len(open('/proc/net/unix').read().splitlines()) > 1: " + DID,
+    "pair sockets of other families": (
+        "import socket\nfor family in range(2, 46):\n    for kind in (1, 2, 3, 5):\n        try: socket.socketpair(family, kind)\n"
+        "        except OSError: continue\n        " + DID
+    ),
+    "send to an abstract socket": (
+        "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        + attempt("a.sendto(b'x', '\\0{abstract}')")
+    ),
+    "ask the message bus": (
+        "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        + attempt("a.connect('/run/dbus/system_bus_socket')")
+    ),
+    "hide descriptors in flight": (
+        "import os, socket\na, b = socket.socketpair()\na.setblocking(False)\nn = 0\ntry:\n    while n < 500:\n"
+        "        r, w = os.pipe()\n        socket.send_fds(a, [b'x'], [r, w])\n        os.close(r)\n        os.close(w)\n        n += 1\n"
+        "except OSError: pass\nif n >= 500: " + DID
+    ),
+    "hold memory in huge pages": "import mmap\n" + attempt("m = mmap.mmap(-1, 64 << 20, flags=0x40022)\nm[0] = 1"),
+    "hold memory in deleted files": (
+        "import os\nheld = []\ntry:\n    for _ in range(8):\n        held.append(open('/tmp/x', 'wb'))\n        os.unlink('/tmp/x')\n"
+        "        held[-1].write(bytes(15 << 20))\n        held[-1].flush()\nexcept OSError: pass\nelse: " + DID
+    ),
+    "hold memory in attributes of files": (
+        "import os, time\nopen('/tmp/f', 'w').close()\nfor i in range(2000): os.setxattr('/tmp/f', f'user.{i}', bytes(60000))\n"
+        "time.sleep(1)\n" + DID
+    ),
+    "hold memory in nested folders": (
+        "import os, time\nfor _ in range(11000):\n    os.mkdir('d')\n    os.chdir('d')\ntime.sleep(1)\n" + DID
+    ),
+    "hold timers of the kernel": (
+        "import ctypes\nl, t, n = ctypes.CDLL(None), ctypes.c_int(), 0\n"
+        "while n < 5000 and l.syscall(222, 0, 0, ctypes.byref(t)) == 0: n += 1\nif n >= 5000: " + DID
+    ),
+    "keep zombies": (
+        "import os\nn = 0\ntry:\n    while n < 50:\n        if not os.fork(): os._exit(0)\n        n += 1\nexcept OSError: pass\n"
+        "if n >= 50: " + DID
+    ),
+    "start a daemon that answers later": (
+        "import os, time\nif not os.fork():\n    os.setsid()\n    if not os.fork():\n        time.sleep(0.5)\n"
+        "        os.write(1, b'DONE')\n        time.sleep(60)\n    os._exit(0)"
+    ),
+    "escape its time by forking on": (
+        "import os, time\nbegun = time.time()\nwhile time.time() - begun < 60:\n"
+        "    if time.process_time() > 0.3 and os.fork(): os._exit(0)\n" + DID
+    ),
+    "ignore the end of its time": (
+        "import resource, signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    ),
+    "run a copy of Python that is root's": (
+        "import os, shutil\nshutil.copy('/python/bin/python3', '/tmp/p')\nos.chmod('/tmp/p', 0o6755)\n"
+        "os.execv('/tmp/p', ['p', '-c', 'import os; print(\"DONE\" if os.geteuid() == 0 else 0)'])"
+    ),
+    "get its rights back by a new Python": (
+        "import os\nos.execv('/python/bin/python3', ['p', '-c', 'import socket; socket.socket(); print(\"DONE\")'])"
+    ),
+    "load a library before the others": (
+        "import os\nopen('/tmp/e.so', 'w').close()\nos.execve('/python/bin/python3', ['p', '-c', 'open(\"{secret}\"); print(\"DONE\")'],"
+        " {'LD_PRELOAD': '/tmp/e.so', 'LD_LIBRARY_PATH': '/python/lib'})"
+    ),
+    "link what belongs to others": "import os\n" + attempt("os.link('/python/bin/python3', '/tmp/p')"),
+    "send what would be unpickled": (
+        "import os, pickle, sys\nclass Attack:\n    def __reduce__(self): return os.system, ('touch {secret}.new',)\n"
+        "sys.stdout.buffer.write(pickle.dumps(Attack()))"
+    ),
+    "return to the start of the line": "print('x\\rDONE')",
+    "be compiled without end": "(1 << 19**8,) * 4**7",
+    "be folded into a large number": "x = 9**9**9\n" + DID,
+    "be nested too deeply": "(" * 40_000 + ")" * 40_000,
+    "end with a zero byte": DID + "\0",
+    "leave by the fault handler": (
+        "import faulthandler, time\nfaulthandler.dump_traceback_later(0.05, exit=True)\ntime.sleep(1)\n" + DID
+    ),
     "answer as it ends": "import atexit, os\natexit.register(lambda: os.write(1, b'{\"ok\": true}\\n'))",
     "say it right and then fail": DID + "\nraise SystemExit(3)",
 }
@@ -171,6 +279,22 @@ class Liar:
     __le__ = __gt__ = __ge__ = __lt__
     def __hash__(self): return 0
 """
+RAW = """
+import json, os, struct
+def raw(message):
+    for fd in range(3, 64):
+        try:
+            os.write(fd, struct.pack('>I', len(message)) + message)
+            return
+        except OSError: pass
+"""
+
+
+def raw(message: str) -> str:
+    """A solution that answers a call by bytes of its own."""
+    return RAW + f"def f(x):\n    raw({message})\n    return 0"
+
+
 VERDICT = '{"begin": true}\\n{"ok": true}\\n'
 ASSERTING = {
     "an object equal to everything": LIAR + "def f(x): return Liar()",
@@ -203,6 +327,42 @@ ASSERTING = {
         "        if isinstance(o, dict) and 'tests' in o: return o['tests']\n    return None"
     ),
     "read the caller's frame": "import sys\ndef f(x):\n    frame = sys._getframe(1)\n    return frame.f_locals.get('expected')",
+    "answer with too long a number": raw("b'{\"v\":{\"i\":\"0x' + b'f' * 1_000_000 + b'\"}}'"),
+    "answer with too large a decimal": raw('b\'{"v":{"D":"1E+999999999999999999"}}\''),
+    "answer with a range without end": raw('b\'{"v":{"r":["0x0","0x7fffffffffffff","0x1"]}}\''),
+    "answer with a named tuple that is equal to all": raw('b\'{"v":{"n":[["__eq__"],[4]]}}\''),
+    "answer with a named tuple that is code": raw('b\'{"v":{"n":[["a=print(1)"],[4]]}}\''),
+    "answer with what is no JSON": raw("b'{\"v\": NaN}'"),
+    "answer with two kinds at once": raw('b\'{"v":{"i":"0x4","l":[]}}\''),
+    "answer with the handle of a class": raw('b\'{"v":{"h":"__class__"}}\''),
+    "answer with too long a time": raw("b'{\"v\":{\"T\":[1' + b'0' * 30 + b',0,0]}}'"),
+    "answer by brackets alone": raw("b'[' * 200_000"),
+    "answer with memory": raw("b'{\"v\":{\"l\":[' + b','.join([b'{\"l\":[]}'] * 1_000_000) + b']}}'"),
+    "answer many times before it is asked": RAW
+    + "raw(b'{\"ready\": true}')\nfor _ in range(50): raw(b'{\"v\": true}')\n",
+    "close the channel": "import os\nos.closerange(3, 64)\ndef f(x): return 0",
+    "send descriptors over the channel": (
+        "import os, socket\nfor fd in range(3, 64):\n    try: socket.send_fds(socket.socket(fileno=os.dup(fd)), [b'x'], [0, 0])\n"
+        "    except OSError: pass\ndef f(x): return 0"
+    ),
+    "end the channel's other side": (
+        "import os, socket\nfor fd in range(3, 64):\n    try: socket.socket(fileno=os.dup(fd)).shutdown(2)\n"
+        "    except OSError: pass\ndef f(x): return 0"
+    ),
+    "answer twice, by a child": "import os\ndef f(x):\n    os.fork()\n    return 0",
+    "be a class that counts": (
+        "class M(type):\n    __len__ = lambda s: 1\n    __iter__ = lambda s: iter([4])\n    __getitem__ = lambda s, i: 4\n"
+        "class f(metaclass=M):\n    def __init__(self, x): pass"
+    ),
+    "be an index and a float": (
+        "class f:\n    def __init__(self, x): pass\n    __index__ = __int__ = __len__ = lambda s: 4\n    __float__ = lambda s: 4.0\n"
+        "    __bool__ = lambda s: True"
+    ),
+    "refuse all that is audited": "import sys\ndef hook(*a): raise RuntimeError\nsys.addaudithook(hook)\ndef f(x): return 0",
+    "replace the built-ins": (
+        "import builtins\nfor n in ('isinstance', 'type', 'len', 'getattr', 'repr'): setattr(builtins, n, lambda *a: True)\n"
+        "def f(x): return 0"
+    ),
     "hang": "def f(x):\n    while True: pass",
     "be no distance from what is expected": "class L:\n    def __sub__(self, o): return 0\n    __truediv__ = lambda self, o: 1\ndef f(x): return L()",
     "be a distance that is small": (
@@ -267,6 +427,7 @@ async def test_programs_that_attack_earn_nothing_and_others_are_scored(tmp_path:
             "{pid}": str(os.getpid()),
             "{port}": str(listening.getsockname()[1]),
             "{abstract}": f"surogate-{os.getpid()}",
+            "{folder}": str(tmp_path),
         }
         programs = [_filled(program, known) for program in PRINTING.values()]
         async with reward_stub(Code(3), item_timeout=120) as stub:
@@ -281,6 +442,21 @@ async def test_programs_that_attack_earn_nothing_and_others_are_scored(tmp_path:
     assert meanwhile == [[1.0, 0.0]] * 3
     assert {name: reward for name, reward in found.items() if reward != 0.0} == {}
     assert sorted(await asyncio.to_thread(os.listdir, tmp_path)) == ["secret"]
+
+
+async def test_a_service_that_is_not_root_is_as_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_svc.sandbox.launch.os.geteuid", lambda: 1000)  # then all processes are of one user
+    about = ("process 1", "root", "namespace", "memory is short")
+    harmless = ("kill", "stop")  # process 1 does not hear it
+    names = [name for name in PRINTING if any(word in name for word in about) and not name.startswith(harmless)]
+    programs = [_filled(PRINTING[name], {"{secret}": "/nowhere"}) for name in names]
+    tests = [{"input": "", "output": "DONE"}]
+    async with reward_stub(Code(3), item_timeout=120) as stub:
+        honest = "print('DONE')"
+        request = group("code", *programs, honest, args=ARGS, fields={"tests": tests})
+        *found, last = outcomes(await stub.ScoreRollouts(request, timeout=280))
+    assert len(names) > 10 and last == 1.0
+    assert {name: reward for name, reward in zip(names, found, strict=True) if reward != 0.0} == {}
 
 
 async def test_solutions_that_attack_their_tests_earn_nothing() -> None:
@@ -301,7 +477,7 @@ async def test_objects_that_pose_as_plain_data_earn_nothing() -> None:
 
 
 def test_there_are_enough_attacks() -> None:
-    assert len(PRINTING) + len(ASSERTING) >= 100
+    assert len(PRINTING) + len(ASSERTING) >= 160
 
 
 def _filled(program: str, known: dict[str, str]) -> str:

@@ -46,6 +46,7 @@ async def too_few(rollouts: list) -> list[float]:
 
 BROKEN = {
     "nan": lambda: float("nan"),
+    "immense": lambda: 1e300,
     "inf part": lambda: Score(reward=1, components={"x": float("inf")}),
     "text": lambda: "1.0",
     "nothing": lambda: None,
@@ -107,7 +108,14 @@ async def test_what_is_no_reward_is_an_error_of_its_rollout() -> None:
         response = await stub.ScoreRollouts(group("broken", *BROKEN))
         assert outcomes(response) == ["INTERNAL"] * len(BROKEN)
         said = " | ".join(result.error.message for result in response.results)
-        for text in ("nan, which is not", "inf, which is not", "a str", "a NoneType", "ZeroDivisionError"):
+        for text in (
+            "nan, which no reward",
+            "inf, which no reward",
+            "1e+300, beyond 1e+15",
+            "a str",
+            "a NoneType",
+            "ZeroDivisionError",
+        ):
             assert text in said
         response = await stub.ScoreRollouts(group("short-answer", "a", "b"))
         assert outcomes(response) == ["INTERNAL"] * 2

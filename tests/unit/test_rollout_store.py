@@ -44,6 +44,17 @@ def row(step: int, number: int, **changes: Any) -> dict[str, Any]:
     }
 
 
+def test_what_a_terminal_would_obey_is_spelled_out(tmp_path: Path) -> None:
+    attack = "\x1b]0;owned\x07\x1b[2J\u202e[red]"
+    shown_as = r"\x1b]0;owned\x07\x1b[2J\u202e[red]"
+    prompt = json.dumps([{"role": attack, "content": attack}])
+    write_step(tmp_path, 1, [row(1, 0, completion=attack, prompt=prompt, components=[(attack, 0.0)])])
+    for command in (["list", str(tmp_path)], ["show", str(tmp_path), "000000001-0"]):
+        shown = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["rollouts", *command]).output
+        assert shown_as in shown
+        assert not any(letter in shown for letter in "\x1b\x07\u202e")
+
+
 def test_an_episode_is_shown_turn_by_turn_and_older_files_without_turns_are_read(tmp_path: Path) -> None:
     turns = [("assistant", "5"), ("user", "Higher."), ("assistant", "7")]
     messages = json.dumps([{"role": role, "content": content} for role, content in turns])

@@ -112,3 +112,21 @@ def test_a_long_message_keeps_its_retry_delay() -> None:
     back = from_status(fitted(to_status(errors.BusyError("x" * 100_000, retry_after=3))))
     assert isinstance(back, errors.BusyError)
     assert back.retry_after == 3
+
+
+@pytest.mark.parametrize("kind", ["ErrorInfo", "BadRequest", "RetryInfo", "NothingWeKnow"])
+def test_details_that_cannot_be_read_leave_the_rest_standing(kind: str) -> None:
+    status = to_status(errors.BusyError("full", retry_after=3))
+    status.details.add(type_url=f"type.googleapis.com/google.rpc.{kind}", value=b"\xff\xff")
+    back = from_status(status)
+    assert isinstance(back, errors.BusyError)
+    assert (back.message, back.retry_after) == ("full", 3)
+
+
+def test_a_negative_retry_delay_is_none() -> None:
+    status = status_pb2.Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="full")
+    delay = error_details_pb2.RetryInfo()
+    delay.retry_delay.seconds = -5
+    status.details.add().Pack(delay)
+    back = from_status(status)
+    assert isinstance(back, errors.BusyError) and back.retry_after == 1.0

@@ -17,6 +17,9 @@ from surogate.v1 import reward_pb2
 MAX_EXAMPLES = 1_000_000
 """Examples taken from one environment and split; an environment may generate without end."""
 
+MAX_BYTES = 2 << 30
+"""Bytes of the examples of one environment and split, which the orchestrator keeps in memory."""
+
 HELD_OUT_SHARE = 10
 """Of a dataset that has no split of its own, one prompt in this many is held out, where an evaluation asks for all."""
 
@@ -68,7 +71,33 @@ async def _list(wanted: Wanted, split: _Split.ValueType, count: int, seed: int) 
     request = reward_pb2.ListExamplesRequest(
         environment=environment.id, args=environment.args, split=split, seed=seed, max_examples=count or MAX_EXAMPLES
     )
-    return [example async for example in stub.ListExamples(request)]
+    found: list[reward_pb2.Example] = []
+    size = 0
+    call = stub.ListExamples(request)
+    try:
+        async for example in call:
+            found.append(example)
+            size += example.ByteSize()
+            if len(found) == request.max_examples or size > MAX_BYTES:
+                break
+    finally:
+        call.cancel()  # of a service that would go on
+    problem = f"more than {MAX_BYTES >> 20} MiB of examples came" if size > MAX_BYTES else _problem(found)
+    if problem:
+        raise _wrong(wanted.config_key, f"environment {environment.id}: {problem}")
+    return found
+
+
+def _problem(examples: Sequence[reward_pb2.Example]) -> str:
+    """What is wrong with what a service sent; empty if nothing is."""
+    seen: set[str] = set()
+    for example in examples:
+        if not example.prompt:
+            return f"the example with the id {example.id[:80]!r} has no prompt"
+        if example.id in seen:
+            return f"two examples have the id {example.id[:80]!r}"
+        seen.add(example.id)
+    return ""
 
 
 def _from_dataset(wanted: Wanted) -> tuple[list[reward_pb2.Example], list[reward_pb2.Example]]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from orchestrator_svc.grpo.groups import Rollout
 from surogate.errors import DataLossError, SurogateError
+from surogate.reward_values import is_reward, why_not
 from surogate.rpc.status import from_status
 from surogate.v1 import reward_pb2
+from surogate.visible import visible
 
 MAX_COMPONENTS = 64
 """Named parts of a reward: each becomes a metric."""
 
 MAX_COMPONENT_NAME = 128
 """Characters of a part's name."""
+
+MAX_WORDS = 500
+"""Characters of what a service says that people are shown."""
 
 
 def take_rewards(
@@ -46,7 +50,8 @@ def _mismatch(asked: Sequence[str], answered: Sequence[str]) -> tuple[str, str]:
     """Reason and words for an answer that is about something else; empty for one that fits."""
     if asked == answered:
         return "", ""
-    strange = next((name for name in answered if name not in set(asked)), None)
+    known = set(asked)
+    strange = next((name for name in answered if name not in known), None)
     if strange is not None:
         return "WRONG_ROLLOUT", f"answered about rollout {strange[:80]!r}, which it was not asked about"
     if len(set(answered)) < len(answered):
@@ -62,22 +67,24 @@ def _problem(result: reward_pb2.RolloutResult) -> str:
         case "score":
             return _wrong_score(result.rollout_id, result.score)
         case "error":
-            return f"rollout {result.rollout_id} could not be scored: {_text(from_status(result.error))}"
+            return f"rollout {result.rollout_id} could not be scored: {words_of(from_status(result.error))}"
     return f"rollout {result.rollout_id} was answered with neither a score nor an error"
 
 
 def _wrong_score(rollout: str, score: reward_pb2.Score) -> str:
-    if not math.isfinite(score.reward):
-        return f"the reward of rollout {rollout} is {score.reward}"
+    if not is_reward(score.reward):
+        return f"the reward of rollout {rollout} is {why_not(score.reward)}"
     if len(score.components) > MAX_COMPONENTS:
         return f"the reward of rollout {rollout} has {len(score.components)} components, more than {MAX_COMPONENTS}"
     for name, value in score.components.items():
         if len(name) > MAX_COMPONENT_NAME:
             return f"a component of rollout {rollout} has a name of {len(name)} characters"
-        if not math.isfinite(value):
-            return f"the component {name!r} of rollout {rollout} is {value}"
+        if not is_reward(value):
+            return f"the component {name!r} of rollout {rollout} is {why_not(value)}"
     return ""
 
 
-def _text(error: SurogateError) -> str:
-    return str(error) or error.reason
+def words_of(error: SurogateError) -> str:
+    """What a service says went wrong, its beginning, for people."""
+    said = str(error) or error.reason
+    return visible(said if len(said) <= MAX_WORDS else f"{said[:MAX_WORDS]}…")

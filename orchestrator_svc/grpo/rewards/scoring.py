@@ -12,12 +12,20 @@ from typing import TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 
+from orchestrator_svc.grpo.fatal import REFUSALS
 from orchestrator_svc.grpo.groups import Rollout
-from orchestrator_svc.grpo.rewards.answers import take_rewards
-from orchestrator_svc.grpo.rewards.breaker import Breaker
+from orchestrator_svc.grpo.rewards.answers import take_rewards, words_of
+from orchestrator_svc.grpo.rewards.breaker import FIRST_PAUSE, Breaker
 from orchestrator_svc.grpo.rewards.services import RewardEndpoint
 from orchestrator_svc.grpo.rewards.shadow import Shadow
-from surogate.errors import BusyError, CancelledError, DeadlineError, SurogateError, UnavailableError
+from surogate.errors import (
+    BusyError,
+    CancelledError,
+    DeadlineError,
+    FailedPreconditionError,
+    SurogateError,
+    UnavailableError,
+)
 from surogate.v1 import reward_pb2
 
 MAX_CONCURRENT = 64
@@ -58,6 +66,8 @@ class Scorer:
         self._configured = dict(environments)
         self._shadows: dict[str, Shadow] = {}
         self._breakers = {key: Breaker() for key in [*environments, *([judge.key] if judge else [])]}
+        self._proven: set[str] = set()
+        """Environments that have answered: what their service refuses from then on costs one group, not the job."""
         self._job = job
         self._patience = patience
         self._room = asyncio.Semaphore(MAX_CONCURRENT)
@@ -88,9 +98,9 @@ class Scorer:
 
         async with self._turns:
             try:
-                return await self._ask(self._breakers[spec.key], call)
+                return await self._ask(spec, call)
             except SurogateError as error:
-                raise _named(spec, error, spec.timeout + GRACE) from error
+                raise self._named(spec, error, spec.timeout + GRACE) from error
 
     async def score(
         self, spec: Environment, example: reward_pb2.Example, group_id: str, rollouts: Sequence[Rollout]
@@ -120,9 +130,9 @@ class Scorer:
 
         async with self._room:
             try:
-                response = await self._ask(self._breakers[spec.key], call)
+                response = await self._ask(spec, call)
             except SurogateError as error:
-                raise _named(spec, error, _time_for(spec)) from error
+                raise self._named(spec, error, _time_for(spec)) from error
         scored, problem = take_rewards(spec.id, rollouts, response)
         if spec.key in self._shadows:
             rewards = {rollout.rollout_id: rollout.reward for rollout in scored}
@@ -156,8 +166,9 @@ class Scorer:
             for name, value in shadow.drain().items()
         }
 
-    async def _ask(self, breaker: Breaker, call: Callable[[], Awaitable[ResponseT]]) -> ResponseT:
+    async def _ask(self, spec: Environment, call: Callable[[], Awaitable[ResponseT]]) -> ResponseT:
         """Calls a service, again and again while it cannot be reached or is full: its methods are safe to repeat."""
+        breaker = self._breakers[spec.key]
         give_up = time.monotonic() + self._patience
         while True:
             wait = 0.0
@@ -165,7 +176,7 @@ class Scorer:
                 try:
                     response = await call()
                 except BusyError as error:
-                    wait = error.retry_after
+                    wait = max(error.retry_after, FIRST_PAUSE)  # whatever the service says: it is not to be flooded
                     if time.monotonic() + wait > give_up:
                         raise
                 except (UnavailableError, CancelledError):
@@ -174,24 +185,26 @@ class Scorer:
                         raise
                 else:
                     breaker.succeeded()
+                    self._proven.add(spec.key)
                     return response
             await asyncio.sleep(wait)
+
+    def _named(self, spec: Environment, error: SurogateError, seconds: float) -> SurogateError:
+        """The failure of a call, telling whose it is; a refusal ends the job where the service never did otherwise."""
+        what = words_of(error)
+        if isinstance(error, DeadlineError):
+            what = f"it did not answer within {seconds:g} s (timeout of a rollout: {spec.timeout:g} s)"
+        named = copy.copy(error)
+        if isinstance(error, REFUSALS) and spec.key in self._proven:
+            named = FailedPreconditionError("", reason=error.reason, metadata=error.metadata)
+        named.message = f"environment {spec.id}: the reward service failed: {what}"
+        return named
 
 
 def _time_for(spec: Environment) -> float:
     """Seconds for a scoring call. A service may score the items one after the other as well as at once; twice an item's
     time tells a hang."""
     return 2 * spec.timeout + GRACE
-
-
-def _named(spec: Environment, error: SurogateError, seconds: float) -> SurogateError:
-    """The failure of a call, telling whose it is."""
-    what = str(error)
-    if isinstance(error, DeadlineError):
-        what = f"it did not answer within {seconds:g} s (timeout of a rollout: {spec.timeout:g} s)"
-    named = copy.copy(error)
-    named.message = f"environment {spec.id}: the reward service failed: {what}"
-    return named
 
 
 def _duration(seconds: float) -> Duration:

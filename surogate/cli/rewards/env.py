@@ -14,6 +14,7 @@ from surogate.cli.console import standard_output
 from surogate.cli.exits import OK, reaching
 from surogate.cli.rewards.reward_service import START_REWARD, reward_channel
 from surogate.v1 import reward_pb2, reward_pb2_grpc
+from surogate.visible import visible
 
 
 def list_environments(address: str | None, *, as_json: bool) -> int:
@@ -28,7 +29,7 @@ def list_environments(address: str | None, *, as_json: bool) -> int:
     for environment in found:
         prompts = "own" if environment.has_examples else "args.dataset"
         cells = (environment.id, environment.description, _bounds(environment), prompts, environment.version)
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     standard_output().print(table)
     return OK
 

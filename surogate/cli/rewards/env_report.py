@@ -14,6 +14,7 @@ from rich.text import Text
 from surogate.cli import units
 from surogate.cli.console import standard_output
 from surogate.v1 import common_pb2, reward_pb2
+from surogate.visible import visible
 
 _BINS = 10
 _BAR = 40
@@ -100,7 +101,7 @@ def show(title: str, found: Mapping[str, Any]) -> None:
     console = standard_output()
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(title, found):
-        facts.add_row(Text(name, style="bold"), Text(value))
+        facts.add_row(Text(visible(name), style="bold"), Text(visible(value)))
     console.print(facts)
     if "histogram" in found:
         counts, edges = found["histogram"]["counts"], found["histogram"]["edges"]

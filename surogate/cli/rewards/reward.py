@@ -16,6 +16,7 @@ from surogate.cli.exits import FAILED, OK, reaching, usage
 from surogate.cli.rewards.reward_service import START_REWARD
 from surogate.reward.conformance import Finding, Report, Verdict, Wishes, check_service
 from surogate.rpc import address as addresses
+from surogate.visible import visible
 
 _STYLE = {Verdict.OK: "green", Verdict.FAIL: "bold red", Verdict.ADVICE: "yellow", Verdict.SKIPPED: "dim"}
 
@@ -38,7 +39,7 @@ def check(address: str, environment: str | None, args: Mapping[str, Any], item_t
 def _print(report: Report) -> None:
     console = standard_output()
     for subject in dict.fromkeys(finding.environment for finding in report.findings):
-        title = f"environment {subject}" if subject else f"service at {report.address}"
+        title = f"environment {visible(subject)}" if subject else f"service at {report.address}"
         console.print(Text(title, style="bold"))
         table = Table.grid(padding=(0, 2))
         for finding in report.findings:
@@ -53,7 +54,7 @@ def _print(report: Report) -> None:
 
 def _row(finding: Finding) -> tuple[Text, Text, Text]:
     # What a service answers is never markup.
-    text = Text(finding.what)
+    text = Text(visible(finding.what))
     if finding.where:
         text.append(f"\nwhere: {finding.where}", style="dim")
     if finding.do:

@@ -15,6 +15,7 @@ from surogate.cli.running.display import Display
 from surogate.cli.running.progress import Progress
 from surogate.telemetry import metrics as names
 from surogate.v1 import job_pb2
+from surogate.visible import visible
 
 _STYLES = {job_pb2.Notice.SEVERITY_WARNING: "yellow", job_pb2.Notice.SEVERITY_ERROR: "red"}
 
@@ -50,7 +51,7 @@ class LiveDisplay(Display):
 
     def _render(self, progress: Progress) -> RenderableType:
         status = ": ".join(part for part in (progress.state, progress.status_message) if part)
-        self._spinner.update(text=Text(f" {status}"))
+        self._spinner.update(text=Text(f" {visible(status)}"))
         if not progress.step:
             return self._spinner
         lines: list[RenderableType] = [_bar(progress), Text("  ".join(_metric_parts(progress)), style="cyan")]

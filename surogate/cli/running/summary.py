@@ -16,6 +16,7 @@ from surogate.cli.running.progress import PHASES, VALIDATION, Progress
 from surogate.client.jobs import kind_name, state_name, train_keys
 from surogate.telemetry import metrics as names
 from surogate.v1 import job_pb2
+from surogate.visible import visible
 
 _MAX_SAMPLES = 5
 _FILES = (
@@ -37,7 +38,7 @@ def print_summary(job: job_pb2.Job, progress: Progress, *, local: bool, console:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in _rows(job, progress, local):
-        table.add_row(key, Text(value))
+        table.add_row(key, Text(visible(value)))
     console.print()
     console.print(table)
     samples = _samples_table(progress)

@@ -8,6 +8,7 @@ from surogate.cli import units
 from surogate.cli.running.progress import PHASES, Progress
 from surogate.telemetry import metrics as names
 from surogate.v1 import job_pb2
+from surogate.visible import visible
 
 _SEVERITY = {
     job_pb2.Notice.SEVERITY_WARNING: "warning: ",
@@ -50,6 +51,11 @@ def step_line(progress: Progress, *, replayed: bool = False) -> str:
 
 def notice(event: job_pb2.JobEvent) -> str | None:
     """An event that is not a step, in words; None for those that are shown elsewhere."""
+    said = _said(event)
+    return None if said is None else visible(said)
+
+
+def _said(event: job_pb2.JobEvent) -> str | None:
     kind = event.WhichOneof("event")
     if kind == "state_changed":
         return f"{job_pb2.Job.State.Name(event.state_changed.state)[6:].lower()}: {event.state_changed.status_message}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from surogate.reward.conformance.findings import Finding, Verdict
+from surogate.reward_values import MAX_REWARD, is_reward, why_not
 from surogate.v1 import reward_pb2
 
 _RESULTS = "ScoreRolloutsResponse.results"
@@ -43,7 +43,7 @@ RULES = {
             "finite",
             "rewards and components are finite",
             f"{_RESULTS}[].score",
-            "answer `error` where a reward cannot be computed; NaN and infinities are refused",
+            f"answer `error` where a reward cannot be computed; NaN and more than {MAX_REWARD:g} are refused",
         ),
         Rule(
             "bounds",
@@ -119,9 +119,9 @@ def _broken_by(environment: reward_pb2.Environment, result: reward_pb2.RolloutRe
     elif outcome == "score":
         reward = result.score.reward
         parts = {"reward": reward} | {f"component {key!r}": value for key, value in result.score.components.items()}
-        wrong = next((part for part, value in parts.items() if not math.isfinite(value)), None)
+        wrong = next((part for part, value in parts.items() if not is_reward(value)), None)
         if wrong:
-            yield "finite", f"the {wrong} of {name} is {parts[wrong]}"
+            yield "finite", f"the {wrong} of {name} is {why_not(parts[wrong])}"
         if environment.HasField("min_reward") and reward < environment.min_reward:
             yield "bounds", f"the reward of {name} is {reward:g}, below min_reward {environment.min_reward:g}"
         if environment.HasField("max_reward") and reward > environment.max_reward:

@@ -267,7 +267,11 @@ class FakeReward(reward_pb2_grpc.RewardServiceServicer, reward_pb2_grpc.Environm
     async def ListExamples(
         self, request: reward_pb2.ListExamplesRequest, context: Any
     ) -> AsyncIterator[reward_pb2.Example]:
-        await self.hooks.reach("ListExamples", request)
+        others = await self.hooks.reach("ListExamples", request)
+        for example in others or ():
+            yield example
+        if others is not None:
+            return
         held_out = request.split == reward_pb2.ListExamplesRequest.SPLIT_EVAL
         for index in range(4 if held_out else self.num_train):
             text = f"{'held out' if held_out else 'train'} {index}"
