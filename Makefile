@@ -92,9 +92,12 @@ breaking: setup $(CONTRACT) ## Compare the contract with a released one: make br
 types: setup ## Type-check with mypy
 	mypy
 
+# The cluster that somebody works on is none for tests, unless they say so: make test-cluster.
+NO_CLUSTER := env -u KUBECONFIG -u KUBEBUILDER_ASSETS -u SUROGATE_TEST_CLUSTER -u SUROGATE_E2E_CLUSTER
+
 .PHONY: test
 test: setup ## The tests (unit, contract, end to end), 20 minutes at the most on 2 cores
-	pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu"
+	$(NO_CLUSTER) pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu"
 
 .PHONY: test-verifiers
 # In an environment of its own: the package cannot be installed beside vLLM.
@@ -105,7 +108,7 @@ test-verifiers: setup ## The tests of environments of the verifiers package
 
 .PHONY: test-slow
 test-slow: setup ## The tests that take longer
-	pytest -n $(JOBS) --dist loadfile -m "slow and not gpu"
+	$(NO_CLUSTER) pytest -n $(JOBS) --dist loadfile -m "slow and not gpu"
 
 .PHONY: test-all
 test-all: test test-slow ## Everything that needs no GPU
@@ -117,7 +120,7 @@ test-models: setup ## Every architecture of docs/training-modes.md: SFT, exports
 .PHONY: test-cluster
 test-cluster: setup ## The tests of Kubernetes on a real API server: KUBECONFIG=FILE or KUBEBUILDER_ASSETS=FOLDER make test-cluster
 	@test -n "$$KUBECONFIG$$KUBEBUILDER_ASSETS" || { echo "no cluster: set KUBECONFIG, or KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver" >&2; exit 1; }
-	pytest -rs tests/contract/test_real_cluster.py tests/contract/test_kubernetes_objects.py \
+	SUROGATE_TEST_CLUSTER=1 pytest -rs tests/contract/test_real_cluster.py tests/contract/test_kubernetes_objects.py \
 	  tests/contract/test_kubernetes_launcher.py tests/contract/test_kubernetes_grpo.py tests/contract/test_trainingjobs.py
 
 .PHONY: test-gpu

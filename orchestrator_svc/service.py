@@ -28,6 +28,7 @@ from orchestrator_svc.jobstore.journal import read_events
 from orchestrator_svc.jobstore.messages import ENDED, KINDS, to_job
 from orchestrator_svc.jobstore.reward_services import replace_service
 from orchestrator_svc.jobstore.scaling import check_scale, set_scale
+from orchestrator_svc.launchers.kubernetes.names import OUR_LABELS
 from orchestrator_svc.launchers.kubernetes.policy import check_cluster, check_image
 from orchestrator_svc.paths import check_paths, check_urls, output_dir_of
 from orchestrator_svc.replace_reward import check_service, wanted_service
@@ -52,7 +53,6 @@ _MAX_CONFIG_BYTES = 1 << 20
 _MAX_PAGE_BYTES = 3 << 20
 """Of the jobs on a page: gRPC's clients take messages of 4 MiB unless they were told otherwise."""
 _DEFAULT_TAIL, _MAX_TAIL = 100, 10_000
-_OUR_LABELS = "surogate.dev/"
 OWNER = "surogate.dev/created-by"
 """Label of a job whose client had a named token."""
 _MAX_LABELS, _MAX_LABEL_LENGTH = 64, 255
@@ -299,8 +299,8 @@ def _check_request(request: job_pb2.CreateJobRequest, *, reserved: bool) -> None
     if (size := request.config.ByteSize()) > _MAX_CONFIG_BYTES:
         why = f"has {size} bytes, more than {_MAX_CONFIG_BYTES}: put data into files, and their paths here"
         violations.append(Violation("config", why))
-    ours = [key for key in request.labels if reserved and key.startswith(_OUR_LABELS)]
-    violations += [Violation(f"labels.{key[:64]}", f"must not begin with {_OUR_LABELS}, as ours do") for key in ours]
+    ours = [key for key in request.labels if reserved and key.startswith(OUR_LABELS)]
+    violations += [Violation(f"labels.{key[:64]}", f"must not begin with {OUR_LABELS}, as ours do") for key in ours]
     _refuse([*violations, *_label_violations(request.labels)])
 
 

@@ -88,6 +88,10 @@ class OrchestratorSettings(ServiceSettings):
     allowed_tolerations: list[str] = Field(default_factory=lambda: ["nvidia.com/gpu"])
     """Taints, as patterns with *, that jobs may tolerate."""
 
+    allowed_resources: list[str] = Field(default_factory=lambda: ["nvidia.com/*", "amd.com/gpu", "rdma/*"])
+    """Resources of device plugins, as patterns with *, that jobs may ask for beside `gpu_resource`: others may bring in
+    devices of the node. CPU, memory and the like need none."""
+
     output_root: Path | None = None
     """Folder that relative output_dir keys start from; unset is the folder the orchestrator runs in. A job that sets no
     output_dir writes to OUTPUT_ROOT/JOB_ID."""

@@ -127,7 +127,7 @@ class Worker(ABC):
 
         Raises:
             WorkerFailedError: It ended and will not be started again, or a static one stayed away too long.
-            DeadlineError: Not ready after `timeout` seconds.
+            DeadlineError: Not ready after `timeout` seconds, in which it had room to run in.
         """
 
     async def log(self, tail: int, follow: bool) -> AsyncIterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -94,18 +95,29 @@ class RestartedWorker(ConnectedWorker):
         return self._restarts
 
     async def ready(self, timeout: float = READY_TIMEOUT) -> int:
-        try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    changed = self._changed
-                    if self._failure is not None:
-                        raise self._failure
-                    if self._address and await self._serves_before(changed, timeout):
-                        self._was_ready = True
-                        return self._generation
-                    await changed.wait()
-        except TimeoutError:
-            raise DeadlineError(f"{self.name} was not ready within {timeout:g} s{self._said()}") from None
+        left = timeout
+        while left > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    return await self._ready(timeout)
+            left = self._excused() + timeout - time.monotonic()
+        doing = f": {self.status_message}" if self.status_message else ""
+        raise DeadlineError(f"{self.name} was not ready within {timeout:g} s{doing}{self._said()}")
+
+    async def _ready(self, timeout: float) -> int:
+        while True:
+            changed = self._changed
+            if self._failure is not None:
+                raise self._failure
+            if self._address and await self._serves_before(changed, timeout):
+                self._was_ready = True
+                return self._generation
+            await changed.wait()
+
+    def _excused(self) -> float:
+        """Until when, by the monotonic clock, it could not have been ready for reasons of others; the time to be ready
+        in begins there."""
+        return float("-inf")
 
     def _said(self) -> str:
         """What the worker said last, to go behind a message about it; empty if nothing is known."""

@@ -20,11 +20,18 @@ from orchestrator_svc.jobstore.scaling import scale_of
 from orchestrator_svc.jobstore.schema import jobs
 from orchestrator_svc.launchers.kubernetes.api import EVENT, Api, ConflictError, Object
 from orchestrator_svc.launchers.kubernetes.mirror import Mirror
-from orchestrator_svc.launchers.kubernetes.names import TRAINING_JOB_NAME, TRAINING_JOB_UID
+from orchestrator_svc.launchers.kubernetes.names import OUR_LABELS, TRAINING_JOB_NAME, TRAINING_JOB_UID
 from orchestrator_svc.trainingjobs.crd import TRAINING_JOB
 from orchestrator_svc.trainingjobs.status import event_of, events_of, refusal_of, refused, selector_of, status_of
 from surogate.config.job import GrpoJob, resolve_job
-from surogate.errors import AlreadyExistsError, NotFoundError, SurogateError, UnavailableError
+from surogate.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    NotFoundError,
+    SurogateError,
+    UnavailableError,
+    Violation,
+)
 from surogate.telemetry.log import get_logger
 from surogate.v1 import job_pb2
 
@@ -87,6 +94,8 @@ class Reconciler:
                     pass  # it has changed meanwhile: the watch brings it again
                 except SurogateError as error:
                     _log.warning("cannot reconcile", resource=resource["metadata"]["name"], error=str(error))
+                except Exception:  # noqa: BLE001 - logged: what is wrong with one must not keep the others waiting
+                    _log.exception("a resource cannot be reconciled", resource=resource["metadata"]["name"])
             with suppress(TimeoutError):
                 async with asyncio.timeout(RESYNC_SECONDS):
                     await changed.wait()
@@ -125,6 +134,9 @@ class Reconciler:
 
     def _request(self, resource: Object) -> job_pb2.CreateJobRequest:
         metadata, spec = resource["metadata"], resource["spec"]
+        if ours := [key for key in spec.get("labels") or {} if key.startswith(OUR_LABELS)]:
+            why = f"must not begin with {OUR_LABELS}, as ours do"
+            raise InvalidInputError(f"spec.labels: {ours[0]} {why}", violations=[Violation(f"labels.{ours[0]}", why)])
         labels = {**(spec.get("labels") or {}), TRAINING_JOB_NAME: metadata["name"], TRAINING_JOB_UID: metadata["uid"]}
         request = job_pb2.CreateJobRequest(job_id=metadata["name"], request_id=metadata["uid"], labels=labels)
         request.config.update({key: spec[key] for key in _CONFIG if spec.get(key) is not None})

@@ -11,7 +11,7 @@ from tests.helpers.cluster.kube_cluster import GIVEN, RealCluster, given_cluster
 
 @pytest.fixture(scope="session")
 def real_cluster() -> Iterator[RealCluster]:
-    """The cluster of KUBECONFIG, or one made of the programs in KUBEBUILDER_ASSETS."""
+    """A cluster made of the programs in KUBEBUILDER_ASSETS, or that of KUBECONFIG where it was chosen."""
     with given_cluster() as cluster:
         yield cluster
 

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
 from orchestrator_svc.jobs import runner
-from orchestrator_svc.launchers.kubernetes import api, worker
+from orchestrator_svc.launchers.kubernetes import api, troubles, worker
 from surogate.v1 import job_pb2
 from tests.contract.test_kubernetes_grpo import grpo_config
 from tests.helpers.cluster.kube import Cluster
@@ -27,7 +27,8 @@ OUTAGE_SECONDS = 60 / FASTER
 LEFT = ("jobs", "pods", "services", "configmaps")
 CLOCKS = {
     api: ("CALL_SECONDS", "WATCH_SECONDS", "_WATCH_SILENCE", "_GRACE", "_FIRST_PAUSE", "_MAX_PAUSE"),
-    worker: ("_LOOK_SECONDS", "_NO_POD_SECONDS", "_SAVE_SECONDS"),
+    worker: ("_LOOK_SECONDS", "_SAVE_SECONDS"),
+    troubles: ("NO_POD_SECONDS", "SET_UP_SECONDS"),
     runner: ("SWEEP_SECONDS",),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from surogate.v1 import job_pb2
 from tests.contract.test_kubernetes_launcher import nothing_left
 from tests.helpers.cluster.kube import Cluster, write_kubeconfig
 from tests.helpers.cluster.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, training_on
-from tests.helpers.cluster.kube_server import Object
+from tests.helpers.cluster.kube_server import Object, StatusError
 from tests.helpers.grpo.grpo_job import job_config
 from tests.helpers.orchestrator import Orchestrator, sft_config
 
@@ -169,3 +170,72 @@ async def test_a_restart_and_a_lost_answer_make_no_second_job(tmp_path: Path) ->
         assert [job.name for job in listed.jobs] == ["jobs/mine"]
         sequences = [name.rpartition("-")[2] for name in cluster.api.objects["events"]]
         assert len(sequences) == len(set(sequences))
+
+
+async def test_a_resource_that_is_deleted_while_no_orchestrator_runs_goes_when_one_does(tmp_path: Path) -> None:
+    async with training_on(tmp_path, TrainerPods(0.05), training_jobs=True) as (orchestrator, cluster):
+        async with reconciling(tmp_path, orchestrator, cluster):
+            apply(cluster, sft_config(max_steps=400))
+            await cluster.until(lambda: status(cluster).get("step"))
+        cluster.api.begin_deletion("trainingjobs", cluster.api.objects["trainingjobs"]["mine"])
+        assert cluster.api.objects["trainingjobs"], "its finalizer keeps it"
+        async with reconciling(tmp_path, orchestrator, cluster):
+            await cluster.until(lambda: not cluster.api.objects["trainingjobs"])
+            await nothing_left(cluster)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "why"),
+    [
+        ("a" * 64, sft_config(), "1 to 63 characters"),
+        ("with.dots", sft_config(), "lowercase letters, digits and inner hyphens"),
+        ("big", sft_config(system_prompt="x" * (1 << 20)), "put data into files"),
+        ("mine", {**sft_config(), "labels": {"surogate.dev/owner": "alice"}}, "must not begin with surogate.dev/"),
+        ("taken", sft_config(), "jobs/taken"),
+    ],
+)
+async def test_what_no_job_can_be_made_of_says_why_and_goes_when_it_is_deleted(
+    tmp_path: Path, name: str, spec: Object, why: str
+) -> None:
+    async with (
+        training_on(tmp_path, training_jobs=True) as (orchestrator, cluster),
+        reconciling(tmp_path, orchestrator, cluster),
+    ):
+        await orchestrator.create(sft_config(output_dir="other"), job_id="taken")
+        cluster.api.add("trainingjobs", {"metadata": {"name": name}, "spec": spec})
+        await cluster.until(lambda: status(cluster, name).get("state") == "Refused")
+        assert why in status(cluster, name)["message"]
+        cluster.api.begin_deletion("trainingjobs", cluster.api.objects["trainingjobs"][name])
+        await cluster.until(lambda: not cluster.api.objects["trainingjobs"])
+        ended = await orchestrator.ended("jobs/taken")
+        assert ended.state == State.STATE_SUCCEEDED, "it is not the resource's"
+
+
+async def test_conflicts_and_one_resource_that_cannot_be_read_keep_no_other_waiting(tmp_path: Path) -> None:
+    conflict = StatusError(409, "Conflict", "the object has been modified; please apply your changes to the latest")
+    async with training_on(tmp_path, training_jobs=True) as (orchestrator, cluster):
+        conflicts = [conflict] * 3
+        cluster.api.refuses = lambda request: (
+            conflicts.pop() if request.method == "PATCH" and request.plural == "trainingjobs" and conflicts else None
+        )
+        async with reconciling(tmp_path, orchestrator, cluster):
+            apply(cluster, {"kind": "sft", "train": {"model": ["\ud800"]}}, "broken")
+            apply(cluster, sft_config())
+            await cluster.until(lambda: status(cluster).get("state") == "Succeeded")
+            assert not conflicts
+
+
+async def test_applying_the_same_again_changes_nothing(tmp_path: Path) -> None:
+    """What GitOps does all the time: no write, no event, once the job has ended and while it runs."""
+    async with (
+        training_on(tmp_path, training_jobs=True) as (orchestrator, cluster),
+        reconciling(tmp_path, orchestrator, cluster),
+    ):
+        spec = sft_config()
+        apply(cluster, spec)
+        await cluster.until(lambda: status(cluster).get("state") == "Succeeded")
+        assert spec_of(cluster) == spec, "nothing is put into what somebody keeps in a repository"
+        await asyncio.sleep(1.5)
+        before = len([one for one in cluster.api.requests if one.method != "GET"])
+        await asyncio.sleep(3.5)
+        assert len([one for one in cluster.api.requests if one.method != "GET"]) == before

@@ -50,6 +50,10 @@ def worker(
     return made.worker(spec or WorkerSpec("trainer"), 1, template or TEMPLATE, OWNER)
 
 
+def made_from(template: Any) -> Any:
+    return worker(template=template)["spec"]["template"]
+
+
 def pod(*args: Any, **kwargs: Any) -> Any:
     return worker(*args, **kwargs)["spec"]["template"]["spec"]
 
@@ -166,6 +170,10 @@ SECRETS = {"trainer": {"secrets": [{"env": "X", "name": "other-team", "key": "to
         ),
         ({"priority_class": "system-node-critical"}, "cluster.priority_class"),
         ({"tolerations": [{"key": "node-role.kubernetes.io/control-plane"}]}, "cluster.tolerations.0.key"),
+        (
+            {"trainer": {"resources": {"limits": {"devices.kubevirt.io/kvm": 1}}}},
+            "cluster.trainer.resources.limits.devices.kubevirt.io/kvm",
+        ),
         ({"inference": {"env": {"LD_PRELOAD": "/data/x.so"}}}, "cluster.inference.env.LD_PRELOAD"),
         ({"inference": {"env": {"SUROGATE_INFERENCE_TOKEN_FILE": ""}}}, "cluster.inference.env"),
         ({"inference": {"env": {"PYTHONPATH": "/data"}}}, "cluster.inference.env.PYTHONPATH"),
@@ -175,6 +183,11 @@ def test_what_the_operator_has_not_allowed_is_refused(cluster: Any, key: str) ->
     with pytest.raises(ConfigError) as refused:
         check_cluster(ClusterConfig.model_validate(cluster), OrchestratorSettings())
     assert refused.value.violations[0].field.startswith(key)
+
+
+def test_gpus_by_whatever_name_they_have_need_no_permission() -> None:
+    ours = ClusterConfig.model_validate({"trainer": {"resources": {"limits": {"gpu.intel.com/i915": 1, "cpu": 2}}}})
+    check_cluster(ours, OrchestratorSettings(gpu_resource="gpu.intel.com/i915"))
 
 
 def test_what_the_operator_allows_is_taken() -> None:
@@ -224,18 +237,48 @@ def test_mount_paths_do_not_climb(path: str) -> None:
         ({"container": {"capabilities": {"drop": ["ALL"], "add": ["SYS_ADMIN"]}}}, "SYS_ADMIN"),
         ({"container": {"runAsUser": 0}}, "root"),
         ({"ports": [{"containerPort": 1, "hostPort": 1}]}, "port of the host"),
-        ({"token": True}, "token for the API server"),
+        ({"token": {}}, "token for the API server"),
+        ({"token": {"audience": "https://kubernetes.default.svc.cluster.local"}}, "token for the API server"),
+        ({"container": {"appArmorProfile": {"type": "Unconfined"}}}, "AppArmor"),
+        ({"annotations": {"container.apparmor.security.beta.kubernetes.io/worker": "unconfined"}}, "AppArmor"),
+        ({"container": {"seLinuxOptions": {"type": "spc_t"}}}, "SELinux"),
+        ({"container": {"procMount": "Unmasked"}}, "/proc"),
+        ({"container": {"windowsOptions": {"hostProcess": True}}}, "host process"),
+        ({"securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": "1"}]}}, "sysctls"),
+        ({"hostIPC": True}, "hostIPC"),
+        ({"hostUsers": True}, "hostUsers"),
+        ({"readinessProbe": {"tcpSocket": {"port": 1, "host": "10.0.0.1"}}}, "name no host"),
+        ({"lifecycle": {"preStop": {"httpGet": {"port": 1, "host": "169.254.169.254"}}}}, "name no host"),
+        ({"volumes": [{"name": "h", "image": {"reference": "x"}}]}, "volume h is a image"),
+        ({"initContainers": [{"name": "i", "image": "x", "securityContext": {"privileged": True}}]}, "privileged"),
     ],
 )
 def test_a_template_cannot_give_a_job_the_host_or_root(change: dict[str, Any], said: str) -> None:
     container = {**TEMPLATE["spec"]["containers"][0], "securityContext": change.pop("container", {})}
-    container["ports"] = change.pop("ports", [])
+    container |= {key: change.pop(key) for key in ("ports", "readinessProbe", "lifecycle") if key in change}
     spec = {**TEMPLATE["spec"], "containers": [container]}
-    if change.pop("token", False):
-        spec["volumes"] = [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}]
-    template = {"spec": {**spec, **change}}
+    if "token" in change:
+        token = {"path": "token", **change.pop("token")}
+        spec["volumes"] = [{"name": "t", "projected": {"sources": [{"serviceAccountToken": token}]}}]
+    template = {"metadata": {"annotations": change.pop("annotations", {})}, "spec": {**spec, **change}}
     with pytest.raises(PermissionDeniedError, match=said):
-        check_pod({"spec": pod(template=template)}, "trainer 0")
+        check_pod(made_from(template), "trainer 0")
+
+
+def test_a_template_adds_labels_and_annotations_and_impersonates_nobody(tmp_path: Path) -> None:
+    theirs = {"surogate.dev/job": "another", "app.kubernetes.io/component": "orchestrator", "team": "a"}
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "sg-another", "uid": "u"}
+    metadata = {"labels": theirs, "ownerReferences": [owner], "finalizers": ["a/b"], "name": "x", "namespace": "y"}
+    (tmp_path / "trainer.yaml").write_text(yaml.safe_dump({"metadata": metadata, **TEMPLATE}))
+    made = made_from(Templates(tmp_path).load("trainer"))["metadata"]
+    assert made.keys() == {"labels", "annotations"}
+    assert made["annotations"] == {"kubectl.kubernetes.io/default-container": "worker"}
+    labels = made["labels"]
+    assert (labels["surogate.dev/job"], labels["app.kubernetes.io/component"], labels["team"]) == (
+        "one",
+        "trainer",
+        "a",
+    )
 
 
 def test_templates_are_pods_in_files(tmp_path: Path) -> None:

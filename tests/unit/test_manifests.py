@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -17,8 +18,8 @@ from orchestrator_svc.settings import OrchestratorSettings
 from surogate.config.service import ServiceSettings
 from surogate.errors import ConfigError
 from tests.helpers.manifests import check
-from tests.helpers.manifests.objects import Cluster, Pod, pods_of, render
-from tests.helpers.manifests.shipped import KUSTOMIZATIONS, NO_KUBECTL, ROOT, cluster, text
+from tests.helpers.manifests.objects import CLUSTER_KINDS, Cluster, Pod, load, parse, pods_of, render
+from tests.helpers.manifests.shipped import GIVEN, KUSTOMIZATIONS, NO_KUBECTL, ROOT, cluster, text
 
 pytestmark = pytest.mark.skipif(bool(NO_KUBECTL), reason=NO_KUBECTL or "kubectl is there")
 VERSION = "1.36"
@@ -50,7 +51,7 @@ def test_the_pod_templates_are_of_a_pods_schema(name: str) -> None:
     for file, content in templates["data"].items():
         template = yaml.safe_load(content)
         assert template.keys() == {"metadata", "spec"}, "what a pod template has"
-        pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "x", **template["metadata"]}}
+        pod = as_pod(template)
         kubernetes_validate.validate(pod, VERSION, strict=True)
         assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == file.removesuffix(".yaml")
         assert pod["spec"]["containers"][0]["image"].startswith(f"surogate-{file.removesuffix('.yaml')}:")
@@ -160,15 +161,97 @@ def test_probes_ask_for_services_that_there_are() -> None:
         assert container["livenessProbe"]["grpc"]["service"] == "grpc.health.v1.Health"
 
 
-@pytest.mark.parametrize("component", sorted(path.name for path in (ROOT / "k8s" / "components").iterdir()))
-def test_every_component_goes_on_top_of_the_base(component: str, tmp_path: Path) -> None:
-    """Also by itself, so that an overlay of one's own can take any of them."""
+COMPONENTS = sorted(path.name for path in (ROOT / "k8s" / "components").iterdir())
+
+
+@pytest.mark.parametrize("base", ["base", "overlays/cpu-kind"])
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_component_goes_on_top(component: str, base: str, tmp_path: Path) -> None:
+    """Also by itself, so that an overlay of one's own can take any of them; with the same checks as what is shipped."""
     shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
     overlay = tmp_path / "k8s" / "overlays" / "mine"
     overlay.mkdir()
-    kustomization: dict[str, Any] = {"resources": ["../../base"], "components": [f"../../components/{component}"]}
+    kustomization: dict[str, Any] = {"resources": [f"../../{base}"], "components": [f"../../components/{component}"]}
     (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    assert render(overlay) != text("base")
+    rendered = render(overlay)
+    assert rendered != text(base)
+    shown = load(rendered, GIVEN)
+    assert [str(finding) for finding in check(shown)] == []
+    assert_valid(shown)
+
+
+def assert_valid(shown: Cluster) -> None:
+    """Each object of Kubernetes' own, and each template of a pod, is of its schema, without an unknown field."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    for one in shown.objects:
+        if one["kind"] == "ConfigMap" and "trainer.yaml" in one["data"]:
+            for content in one["data"].values():
+                kubernetes_validate.validate(as_pod(parse(content)), VERSION, strict=True)
+        if not one["apiVersion"].startswith(OTHERS) and one["kind"] != "CustomResourceDefinition":
+            kubernetes_validate.validate(one, VERSION, strict=True)
+
+
+def as_pod(template: Any) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "x", **template["metadata"]}}
+
+
+class OncePerKey(yaml.SafeLoader):
+    """YAML in which a mapping has each key once. Others take the last, and an API server refuses it."""
+
+
+def _mapping(loader: OncePerKey, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    twice = {key for key in keys if keys.count(key) > 1}
+    assert not twice, f"{', '.join(map(str, twice))} twice{node.start_mark}"
+    return loader.construct_mapping(node, deep=True)
+
+
+OncePerKey.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+@pytest.mark.parametrize("folder", ["k8s", "examples"])
+def test_no_key_stands_twice(folder: str) -> None:
+    files = [file for file in (ROOT / folder).rglob("*.yaml") if file.name != "crd.yaml"]
+    assert len(files) > 10
+    for file in files:
+        for _ in yaml.load_all(file.read_text(encoding="utf-8"), OncePerKey):
+            pass
+    with pytest.raises(AssertionError, match="a twice"):
+        yaml.load("{b: {a: 1, a: 2}}", OncePerKey)
+
+
+def overlay_of_the_readme(first_line: str) -> dict[str, Any]:
+    """The kustomization that k8s/README.md shows under a comment."""
+    lines = (ROOT / "k8s" / "README.md").read_text(encoding="utf-8").splitlines()
+    shown = itertools.takewhile(lambda line: line.startswith("    "), lines[lines.index(f"    {first_line}") :])
+    found: dict[str, Any] = yaml.safe_load("\n".join(line[4:] for line in shown))
+    return found
+
+
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_all_of_it_goes_into_a_namespace_of_another_name(name: str, tmp_path: Path) -> None:
+    """By kustomize's `namespace:` and what k8s/README.md has beside it."""
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    overlay = tmp_path / "k8s" / "overlays" / "team-a"
+    overlay.mkdir()
+    kustomization = overlay_of_the_readme("# k8s/overlays/team-a/kustomization.yaml")
+    kustomization["resources"] = [f"../../{name}"]
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    rendered = render(overlay)
+    moved = load(rendered, GIVEN)
+    for one in moved.of("ClusterQueue", "ResourceFlavor"):
+        del one["metadata"]["namespace"]  # as the API server does: kustomize does not know that they have none
+    assert [str(finding) for finding in check(moved)] == []
+    for one in moved.objects:
+        if one["kind"] == "Namespace":
+            assert one["metadata"]["name"] == "team-a"
+        elif one["kind"] not in CLUSTER_KINDS:
+            assert one["metadata"]["namespace"] == "team-a", one["metadata"]["name"]
+    for old in ("kubernetes.io/metadata.name: surogate", "surogate.surogate", 'namespace="surogate"', "surogate.svc"):
+        assert old not in rendered
+    if name == "overlays/gpu-multinode":
+        assert "surogate-orchestrator.team-a.svc.cluster.local" in rendered
+        assert 'namespace="team-a"' in rendered
 
 
 def test_keda_asks_for_a_metric_that_there_is() -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -45,12 +45,18 @@ _WATCH_SILENCE = WATCH_SECONDS + 15.0
 _CALLS, _STREAMS = 8, 64
 _FIRST_PAUSE, _MAX_PAUSE = 0.25, 10.0
 _PAGE = 500
+_CHUNK = 1 << 16
 _WRITER = ("fieldManager", MANAGER)
 """Who has set the fields that are written here, for people who apply theirs on the server's side."""
 _GRACE = 5.0
 """Seconds beyond its own timeout after which a call is given up, whatever its thread does."""
 
 T = TypeVar("T")
+Objects = list[Object]
+Listing = tuple[Objects, str]
+"""Objects, and the resource version of all of them."""
+Told = Callable[[str], Awaitable[None]]
+"""Hears why a call has to wait."""
 _log = get_logger("kubernetes")
 
 
@@ -68,6 +74,12 @@ class ConflictError(FailedPreconditionError):
     """The object has changed, or is not the one that was meant: look again."""
 
     reason = "KUBERNETES_CONFLICT"
+
+
+class OverQuotaError(FailedPreconditionError):
+    """A ResourceQuota is used up: there is room when others leave it."""
+
+    reason = "KUBERNETES_QUOTA"
 
 
 class ExpiredError(FailedPreconditionError):
@@ -125,33 +137,39 @@ class Api:
         if self._client is not None:
             self._client.client.rest_client.pool_manager.clear()
 
-    async def get(self, kind: Kind, name: str) -> Object:
+    async def get(self, kind: Kind, name: str, *, told: Told | None = None) -> Object:
         """An object. Raises NotFoundError."""
-        return await self._json("GET", kind.path(self.namespace, name))
+        return await self._json("GET", kind.path(self.namespace, name), told=told)
 
-    async def find(self, kind: Kind, name: str) -> Object | None:
+    async def find(self, kind: Kind, name: str, *, told: Told | None = None) -> Object | None:
         """An object, or None if there is none."""
         try:
-            return await self.get(kind, name)
+            return await self.get(kind, name, told=told)
         except NotFoundError:
             return None
 
-    async def list(self, kind: Kind, *, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
+    async def list(self, kind: Kind, *, labels: str = "", fields: str = "", patience: float | None = None) -> Listing:
         """All objects that match the selectors, and the resource version of the list."""
-        found: list[Object] = []
-        query = [("limit", str(_PAGE)), *_selectors(labels, fields)]
+        path, query = kind.path(self.namespace), _selectors(labels, fields)
+        try:
+            return await self._pages(path, [("limit", str(_PAGE)), *query], patience)
+        except ExpiredError:  # the server has forgotten the list before its last page: all of it at once, then
+            return await self._pages(path, query, patience)
+
+    async def _pages(self, path: str, query: Sequence[tuple[str, str]], patience: float | None) -> Listing:
+        found: Objects = []
         token = ""
         while True:
-            page = await self._json("GET", kind.path(self.namespace), query=[*query, *_given("continue", token)])
+            page = await self._json("GET", path, query=[*query, *_given("continue", token)], patience=patience)
             found += page.get("items") or []
             token = page["metadata"].get("continue") or ""
             if not token:
                 return found, str(page["metadata"].get("resourceVersion", ""))
 
-    async def create(self, kind: Kind, body: Object) -> Object:
-        """Creates an object; unknown fields are refused by name. Raises AlreadyExistsError."""
+    async def create(self, kind: Kind, body: Object, *, told: Told | None = None) -> Object:
+        """Creates an object; unknown fields are refused by name. Raises AlreadyExistsError, OverQuotaError."""
         query = [("fieldValidation", "Strict"), _WRITER]
-        return await self._json("POST", kind.path(self.namespace), body=body, query=query)
+        return await self._json("POST", kind.path(self.namespace), body=body, query=query, told=told)
 
     async def patch(self, kind: Kind, name: str, change: Object, part: str = "") -> Object:
         """Merges a change into an object (JSON merge patch). Raises ConflictError if the change names a resource
@@ -191,7 +209,7 @@ class Api:
         ]
         async with aclosing(self._lines(kind.path(self.namespace), query, _WATCH_SILENCE)) as lines:
             async for line in lines:
-                event = json.loads(line)
+                event = _parsed(line)
                 if event["type"] == "ERROR":
                     raise _status_error(int(event["object"].get("code", 500)), event["object"], None)
                 yield event["type"], event["object"]
@@ -201,7 +219,7 @@ class Api:
         query = [("container", container), ("tailLines", str(tail)), ("limitBytes", str(tail * 4096))]
         query += _given("previous", "true" if previous else "")
         try:
-            raw = await self._request("GET", POD.path(self.namespace, pod, "log"), query=query, patience=10.0)
+            raw = await self._request("GET", POD.path(self.namespace, pod, "log"), bytes, query=query, patience=10.0)
         except SurogateError as error:
             _log.info("no log to be had", pod=pod, why=str(error))
             return ""
@@ -215,31 +233,35 @@ class Api:
                 yield line.decode(errors="replace")
 
     async def _json(self, method: str, path: str, **options: Any) -> Object:
-        answer: Object = json.loads(await self._request(method, path, **options))
-        return answer
+        return await self._request(method, path, _parsed, **options)
 
     async def _request(
         self,
         method: str,
         path: str,
+        read: Callable[[bytes], T],
         *,
         body: Object | None = None,
         query: Sequence[tuple[str, str]] = (),
         content: str = "application/json",
         patience: float | None = None,
-    ) -> bytes:
-        """One call, made again while the API server is away or busy. A repeat of what was done is seen by its name:
-        AlreadyExists, NotFound."""
+        told: Told | None = None,
+    ) -> T:
+        """What `read` makes of the answer to one call, made again while the API server is away or busy. A repeat of
+        what was done is seen by its name: AlreadyExists, NotFound. `told` hears once why it has to be made again, if
+        it is not at once well."""
         until = time.monotonic() + (self.patience if patience is None else patience)
         for attempt in range(1_000_000):
             call = partial(_call, self._client, method, path, body, query, content, CALL_SECONDS)
             try:
-                return await self._in_thread(self._calls, call, CALL_SECONDS + _GRACE)
+                return read(await self._in_thread(self._calls, call, CALL_SECONDS + _GRACE))
             except ApiUnavailableError as error:
                 pause = pause_before(attempt, error.retry_after)
                 if time.monotonic() + pause > until:
                     raise
                 _log.warning("the API server is away or busy; trying again", error=str(error), pause=round(pause, 2))
+                if attempt == 1 and told is not None:
+                    await told(str(error))
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
@@ -307,12 +329,22 @@ def _call(
     content: str,
     seconds: float,
 ) -> bytes:
+    """One answer. Raises ApiUnavailableError when it is not all there in time, however steadily it trickles in."""
+    until = time.monotonic() + seconds
     response = _send(client, method, path, body, query, content, seconds)
+    parts = []
     try:
-        data: bytes = response.data
+        while part := response.read1(_CHUNK):
+            parts.append(part)
+            if time.monotonic() > until:
+                response.close()
+                raise ApiUnavailableError(f"the API server's answer was not all there within {seconds:g} s")
+    except SurogateError:
+        raise
     except Exception as error:
         raise _transport_error(error) from error
-    return data
+    response.release_conn()
+    return b"".join(parts)
 
 
 def _open_stream(client: Any, path: str, query: Sequence[tuple[str, str]], silence: float) -> Any:
@@ -369,6 +401,8 @@ def _status_error(code: int, status: Mapping[str, Any], retry_after: str | None)
         return AlreadyExistsError(message) if reason == "AlreadyExists" else ConflictError(message)
     if code in {400, 405, 413, 415, 422}:
         return InvalidInputError(f"the API server refuses it: {message}", reason="KUBERNETES_INVALID")
+    if code == 403 and "exceeded quota:" in message:
+        return OverQuotaError(f"the API server refuses it: {message}")
     if code in {401, 403}:
         return PermissionDeniedError(f"the API server refuses it: {message}", reason="KUBERNETES_FORBIDDEN")
     seconds = (status.get("details") or {}).get("retryAfterSeconds") if retry_after is None else retry_after
@@ -385,10 +419,22 @@ def _transport_error(error: Exception) -> SurogateError:
     raise error
 
 
+def _parsed(text: bytes) -> Object:
+    """What JSON says. Half an answer, or a page of something in between, is as good as none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        begins = text[:200].decode(errors="replace")
+        raise ApiUnavailableError(f"what answers is no API server, or was cut off: {begins!r}")
+    return found
+
+
 def _split_lines(response: Any) -> Iterator[bytes]:
     rest = b""
     try:
-        for chunk in response.stream(1 << 16):
+        for chunk in response.stream(_CHUNK):
             *lines, rest = (rest + chunk).split(b"\n")
             yield from (line for line in lines if line)
     except Exception as error:

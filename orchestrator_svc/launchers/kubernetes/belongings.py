@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from orchestrator_svc.launchers.base import Component, Job, WorkerSpec
@@ -13,7 +14,7 @@ from orchestrator_svc.launchers.kubernetes.api import CONFIG_MAP, JOB, SERVICE, 
 from orchestrator_svc.launchers.kubernetes.manifests import Manifests, Owner
 from orchestrator_svc.launchers.kubernetes.policy import check_pod
 from orchestrator_svc.launchers.kubernetes.templates import Templates
-from surogate.errors import AlreadyExistsError, FailedPreconditionError
+from surogate.errors import AlreadyExistsError, FailedPreconditionError, SurogateError
 
 if TYPE_CHECKING:
     from orchestrator_svc.settings import OrchestratorSettings
@@ -94,7 +95,7 @@ class Belongings:
         name = body["metadata"]["name"]
         while True:
             try:
-                return await self.api.create(CONFIG_MAP, body)
+                return await self.api.create(CONFIG_MAP, body, told=self._tell_away)
             except AlreadyExistsError:
                 found = await self.api.find(CONFIG_MAP, name)
             if found is None:
@@ -124,6 +125,10 @@ class Belongings:
                 reason="NAME_TAKEN",
             )
 
+    async def _tell_away(self, why: str) -> None:
+        with suppress(SurogateError):  # a notice that cannot be stored must not keep the job from its pods
+            await self.job.notice(f"the job waits for the API server: {why}")
+
     def _training_job(self) -> Owner | None:
         """The resource that has made the job, if one has: what owns the anchor."""
         labels = self.job.labels
@@ -135,7 +140,7 @@ class Belongings:
     async def _ensure(self, kind: Kind, body: Object) -> None:
         """Creates an object of this job, or makes sure that the one of its name is this job's."""
         try:
-            await self.api.create(kind, body)
+            await self.api.create(kind, body, told=self._tell_away)
         except AlreadyExistsError:
             found = await self.api.get(kind, body["metadata"]["name"])
             if not self.owns(found):

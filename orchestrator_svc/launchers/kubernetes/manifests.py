@@ -132,6 +132,8 @@ class Manifests:
         pod = deepcopy(template)
         metadata = pod.setdefault("metadata", {})
         metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
+        main = {names.MAIN_CONTAINER: pod["spec"]["containers"][0]["name"]}
+        metadata["annotations"] = {**(metadata.get("annotations") or {}), **main}
         pods = self._cluster.pods(spec.component)
         body = pod["spec"]
         body["restartPolicy"] = "Never"

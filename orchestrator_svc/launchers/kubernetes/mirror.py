@@ -25,7 +25,12 @@ _log = get_logger("kubernetes")
 
 
 class Mirror:
-    """Objects by name. A lost watch begins again where it was, one that is too old with a new list.
+    """Objects by name. A watch that ended begins again where it was; one that broke, is too old, or may be ahead of the
+    server, with a new list.
+
+    A server that was restored from a backup is behind the versions that it gave out before: it takes a watch from one
+    of them, and says nothing until it gets there. So a watch that ends without a word, not even a bookmark, is not
+    believed, and neither is one whose versions go back.
 
     What is here may be old by as long as the API server has been away. That something is missing here proves nothing.
     """
@@ -36,6 +41,12 @@ class Mirror:
         self._objects: dict[Kind, dict[str, Object]] = {kind: {} for kind in kinds}
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._broken: dict[Kind, str] = {}
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is heard of the cluster, in words; empty while it is."""
+        return next(iter(self._broken.values()), "")
 
     def start(self) -> None:
         """Begins to follow the cluster."""
@@ -65,6 +76,14 @@ class Mirror:
         mine = [pod for pod in self._objects[POD].values() if _belongs(pod, name, uid)]
         return sorted(mine, key=lambda pod: (str(pod["metadata"].get("creationTimestamp")), pod["metadata"]["name"]))
 
+    async def look_up_pods(self, job: Object) -> Sequence[Object]:
+        """The pods of a Job as the API server has them now. Jobs and pods are watched apart: that a Job has failed may
+        be heard before what became of its pods."""
+        found, _ = await self._api.list(POD, labels=f"{JOB_NAME}={job['metadata']['name']}")
+        for pod in found:
+            self._put(POD, pod)
+        return self.pods(job)
+
     def changed(self) -> asyncio.Event:
         """An event that is set with the next change."""
         return self._changed
@@ -80,32 +99,42 @@ class Mirror:
                 attempt = 0
                 continue
             except ExpiredError:
-                version = ""
-                await asyncio.sleep(_EXPIRED_PAUSE)
+                pause = _EXPIRED_PAUSE
             except SurogateError as error:
                 after = error.retry_after if isinstance(error, ApiUnavailableError) else None
                 pause = pause_before(attempt, after)
+                self._broken[kind] = str(error)
                 _log.warning("a watch broke", kind=kind.plural, error=str(error), pause=round(pause, 2))
-                await asyncio.sleep(pause)
                 attempt += 1
-                version = ""  # what happened meanwhile is in the list, whatever the watch has missed
+            except Exception as error:  # noqa: BLE001 - logged; a watch that ended for good would be silent for ever
+                pause = pause_before(attempt, None)
+                self._broken[kind] = f"what it says cannot be read: {error!r}"
+                _log.exception("a watch said what cannot be read", kind=kind.plural)
+                attempt += 1
+            version = ""  # what happened meanwhile is in the list, whatever the watch has missed
+            await asyncio.sleep(pause)
 
     async def _list(self, kind: Kind) -> str:
         found, version = await self._api.list(kind, labels=self._labels)
         self._objects[kind] = {item["metadata"]["name"]: item for item in found}
+        self._broken.pop(kind, None)
         self._notify()
         return version
 
     async def _watch(self, kind: Kind, version: str) -> str:
+        """Follows until the server ends the watch. Returns the version to go on from; empty is to list anew."""
+        begun = version
         async with aclosing(self._api.watch(kind, version, labels=self._labels)) as events:
             async for change, item in events:
+                if _is_before(item["metadata"]["resourceVersion"], version):
+                    return ""
                 version = item["metadata"]["resourceVersion"]
                 if change == "DELETED":
                     self._objects[kind].pop(item["metadata"]["name"], None)
                     self._notify()
                 elif change != "BOOKMARK":
                     self._put(kind, item)
-        return version
+        return version if version != begun else ""
 
     def _put(self, kind: Kind, item: Object) -> None:
         self._objects[kind][item["metadata"]["name"]] = item
@@ -114,6 +143,11 @@ class Mirror:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _is_before(version: str, other: str) -> bool:
+    """Whether a resource version is an earlier one. They are numbers wherever they can be compared at all."""
+    return version.isdigit() and other.isdigit() and int(version) < int(other)
 
 
 def _belongs(pod: Object, job_name: str, job_uid: str) -> bool:

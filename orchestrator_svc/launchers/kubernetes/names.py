@@ -16,6 +16,9 @@ MANAGER = "surogate-orchestrator"
 RUN = "surogate.dev/run"
 """Annotation: which job of that id it is. An id can be used again when its job was deleted."""
 
+OUR_LABELS = "surogate.dev/"
+"""Beginning of the labels that nobody else may set: whose a job is, and what has made it."""
+
 TRAINING_JOB_NAME, TRAINING_JOB_UID = "surogate.dev/training-job", "surogate.dev/training-job-uid"
 """Labels of a job (the orchestrator's) that a TrainingJob has made: that owns its anchor."""
 
@@ -23,6 +26,8 @@ JOB_NAME = "batch.kubernetes.io/job-name"
 """Label that a Job gives its pods."""
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 """Annotation that an indexed Job gives its pods: the number of the node."""
+MAIN_CONTAINER = "kubectl.kubernetes.io/default-container"
+"""Annotation of pods: the container that is the worker, for `kubectl logs` too."""
 QUEUE = "kueue.x-k8s.io/queue-name"
 
 _LONGEST_STEM = 36

@@ -3,6 +3,7 @@ is made, and the whole pod when it is about to be created, whatever it was put t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,13 @@ _RESERVED = ("SUROGATE_", "LD_", "PYTHON", "KUBERNETES_", "GRPC_", "MASTER_", "N
 _RESERVED_NAMES = frozenset({"PATH", "HOME", "IFS", "BASH_ENV", "ENV", "SSL_CERT_FILE", "SSL_CERT_DIR", "TMPDIR"})
 
 
+_APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
+_SELINUX_TYPES = frozenset({"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"})
+_API_SERVERS_OWN = "https://kubernetes.default.svc"
+_API_SERVER = re.compile(r"^(https?://)?(kubernetes(\.default.*)?|api|apiserver)$")
+"""Audiences by which an API server usually knows tokens that are for itself."""
+
+
 def check_cluster(cluster: ClusterConfig, settings: OrchestratorSettings) -> None:
     """Raises ConfigError that names each key for which the operator has given no permission."""
     found = [*_violations(cluster, settings)]
@@ -40,7 +48,7 @@ def check_image(image: str, key: str, settings: OrchestratorSettings) -> None:
 
 def check_pod(pod: Object, what: str) -> None:
     """Raises PermissionDeniedError for a pod that could reach the host, other pods' identity, or root."""
-    found = list(_dangers(pod["spec"]))
+    found = [*_annotation_dangers((pod.get("metadata") or {}).get("annotations") or {}), *_dangers(pod["spec"])]
     if found:
         text = "; ".join(found)
         raise PermissionDeniedError(f"the pod of {what} is refused: {text}", reason="POD_NOT_ALLOWED")
@@ -61,6 +69,11 @@ def _pod_violations(pods: PodConfig, key: str, settings: OrchestratorSettings) -
     if pods.image:
         yield from _not_allowed(pods.image, settings.allowed_images, f"{key}.image", "allowed_images")
     yield from _placement(pods.node_selector, pods.tolerations, key, settings)
+    for part, amounts in (("requests", pods.resources.requests), ("limits", pods.resources.limits)):
+        for resource in amounts:
+            if "/" in resource and resource != settings.gpu_resource:
+                where = f"{key}.resources.{part}.{resource}"
+                yield from _not_allowed(resource, settings.allowed_resources, where, "allowed_resources")
     for i, secret in enumerate(pods.secrets):
         where = f"{key}.secrets.{i}"
         names = [secret.name, f"{secret.name}/{secret.key}"]
@@ -108,6 +121,12 @@ def _matches(value: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(value, pattern) for pattern in patterns)
 
 
+def _annotation_dangers(annotations: Object) -> Iterator[str]:
+    for name, value in annotations.items():
+        if name.startswith(_APPARMOR) and not str(value).startswith(("runtime/default", "localhost/")):
+            yield f"the annotation {name} takes AppArmor away"
+
+
 def _dangers(spec: Object) -> Iterator[str]:
     for key in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(key):
@@ -134,7 +153,8 @@ def _volume_dangers(volume: Object) -> Iterator[str]:
     for kind in sorted(set(volume) - {"name"} - SAFE_VOLUMES):
         yield f"volume {volume.get('name')} is a {kind}"
     for source in (volume.get("projected") or {}).get("sources") or []:
-        if "serviceAccountToken" in source and not source["serviceAccountToken"].get("audience"):
+        token = source.get("serviceAccountToken")
+        if token is not None and _API_SERVER.search(token.get("audience") or _API_SERVERS_OWN):
             yield f"volume {volume.get('name')} holds a token for the API server"
 
 
@@ -156,6 +176,15 @@ def _container_dangers(container: Object, pod_is_non_root: Any) -> Iterator[str]
         yield f"{name} adds the capability {added}"
     if any(port.get("hostPort") for port in container.get("ports") or []):
         yield f"{name} takes a port of the host"
+    if any(_elsewhere(container)):
+        yield f"{name} has the node call other hosts: probes and hooks must name no host"
+
+
+def _elsewhere(container: Object) -> Iterator[str]:
+    """Hosts that the kubelet would call from its place in the network."""
+    hooks = [*(container.get("lifecycle") or {}).values()]
+    hooks += [container.get(f"{kind}Probe") or {} for kind in ("startup", "liveness", "readiness")]
+    return ((hook.get(way) or {}).get("host") or "" for hook in hooks for way in ("httpGet", "tcpSocket"))
 
 
 def _security(context: Object, what: str) -> Iterator[str]:
@@ -165,5 +194,10 @@ def _security(context: Object, what: str) -> Iterator[str]:
         yield f"{what} sets sysctls"
     if (context.get("seccompProfile") or {}).get("type") == "Unconfined":
         yield f"{what} runs without seccomp"
+    if (context.get("appArmorProfile") or {}).get("type") == "Unconfined":
+        yield f"{what} runs without AppArmor"
+    selinux = context.get("seLinuxOptions") or {}
+    if selinux.get("user") or selinux.get("role") or selinux.get("type", "container_t") not in _SELINUX_TYPES:
+        yield f"{what} has an SELinux user, role or type that may reach the host"
     if (context.get("windowsOptions") or {}).get("hostProcess"):
         yield f"{what} is a host process"

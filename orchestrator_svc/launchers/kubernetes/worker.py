@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from orchestrator_svc.launchers.base import WorkerFailedError, WorkerSpec
 from orchestrator_svc.launchers.incarnations import RestartBudget, RestartedWorker, RestartPolicy
 from orchestrator_svc.launchers.kubernetes import names, words
-from orchestrator_svc.launchers.kubernetes.api import EVENT, JOB, Object
+from orchestrator_svc.launchers.kubernetes.api import JOB, Object, OverQuotaError
 from orchestrator_svc.launchers.kubernetes.manifests import GRPC_PORT
+from orchestrator_svc.launchers.kubernetes.troubles import Troubles
+from orchestrator_svc.launchers.kubernetes.words import Wait
 from orchestrator_svc.metrics import WORKER_RESTARTS
 from surogate.errors import (
     AlreadyExistsError,
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 _log = get_logger("launcher")
 _LOOK_SECONDS = 5.0
 """How often a worker is looked at when nothing is heard of it."""
-_NO_POD_SECONDS = 3.0
-"""A Job that has had no pod for so long has a reason, which its events tell."""
 _LOG_LINES, _KEPT_LINES = 15, 2000
 _SAVE_SECONDS = 10.0
 _LOG_PAUSE = 0.5
@@ -74,7 +74,9 @@ class KubernetesWorker(RestartedWorker):
         self._lost = ""
         """How the pod before ended, until another one is up within the same Job."""
         self._last_lines = ""
-        self._seen_without_pod = 0.0
+        self._troubles = Troubles(self._api, mirror)
+        self._waited_for_room = float("-inf")
+        """When it last waited for what others hold, by this process' clock."""
         self._keeper: asyncio.Task[None] | None = None
 
     def launch(self, found: Sequence[Object] = ()) -> None:
@@ -152,7 +154,7 @@ class KubernetesWorker(RestartedWorker):
         """One incarnation, to its end."""
         job = self._job = await self._create_or_adopt()
         self._mirror.put_job(job)
-        self._seen_without_pod = time.monotonic()
+        self._troubles.begin()
         while True:
             changed = self._mirror.changed()
             current = await self._newest(job)
@@ -162,9 +164,15 @@ class KubernetesWorker(RestartedWorker):
             job = self._job = current
             pods = self._mirror.pods(job)
             if end := words.how_ended(job, pods):
+                if not any(_failed(pod) for pod in pods):
+                    pods = await self._mirror.look_up_pods(job)
+                    end = words.how_ended(job, pods) or end
                 await self._bury(job, pods)
                 return end
             await self._observe(job, pods)
+            if self._is_lost(pods):
+                await self._bury(job, ())
+                return words.End("was lost with its node, which does not answer", moved=True)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await changed.wait()
@@ -178,12 +186,21 @@ class KubernetesWorker(RestartedWorker):
         )
 
     async def _create_or_adopt(self) -> Object:
+        while True:
+            try:
+                return await self._create_or_adopt_once()
+            except OverQuotaError as error:
+                text = words.over_quota(str(error))
+                await self._say(Wait(f"waits: its Job cannot be created: {text}", for_room=True))
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _create_or_adopt_once(self) -> Object:
         body = self._belongings.worker_manifest(self.spec, self._incarnation)
         name = body["metadata"]["name"]
-        found = await self._api.find(JOB, name)
+        found = await self._api.find(JOB, name, told=self._say_away)
         if found is None:
             try:
-                return await self._api.create(JOB, body)
+                return await self._api.create(JOB, body, told=self._say_away)
             except AlreadyExistsError:  # made in this moment, perhaps by this very call before its answer was lost
                 found = await self._api.get(JOB, name)
         if not self._belongings.owns(found):
@@ -209,8 +226,7 @@ class KubernetesWorker(RestartedWorker):
         pod = next((pod for pod in reversed(pods) if _node(pod) == 0 and _runs(pod)), None)
         uid = pod["metadata"]["uid"] if pod is not None else ""
         if self._pod_uid and uid != self._pod_uid:
-            before = [one for one in pods if one["metadata"]["uid"] == self._pod_uid]
-            self._lost = words.how_pod_ended(before[0]) if before else "lost its pod"
+            await self._note_loss([one for one in pods if one["metadata"]["uid"] == self._pod_uid])
             self._down()
         if pod is not None and not self._pod_uid:
             self._pod_uid = uid
@@ -220,26 +236,34 @@ class KubernetesWorker(RestartedWorker):
                 self._restarts += 1
                 await self._tell(f"{self.name} {self._lost}; it runs again in another pod (restart {self._restarts})")
                 self._lost = ""
-        await self._say(await self._trouble(job, pods))
+        await self._say(await self._troubles.of(job, pods, is_up=bool(self._pod_uid)))
 
-    async def _trouble(self, job: Object, pods: Sequence[Object]) -> str:
-        """What keeps the worker from running, in words; empty if nothing does."""
-        if pods or job["spec"].get("suspend"):
-            self._seen_without_pod = time.monotonic()
-        if text := words.why_queued(job):
-            return text
-        if text := next((text for pod in reversed(pods) if (text := words.why_waiting(pod))), ""):
-            return text
-        if time.monotonic() - self._seen_without_pod < _NO_POD_SECONDS:
-            return ""
-        events, _ = await self._api.list(EVENT, fields=f"involvedObject.uid={job['metadata']['uid']}")
-        return words.why_not_created(events)
+    async def _note_loss(self, before: Sequence[Object]) -> None:
+        """Tells at once that the cluster takes the pod away: the next one may have to wait for room. How a pod ends by
+        itself is told with what follows from it."""
+        self._lost = words.how_pod_ended(before[0]) if before else "lost its pod"
+        if before and words.is_moved(before[0]):
+            await self._tell(f"{self.name} {self._lost}; another pod will take its place")
 
-    async def _say(self, text: str) -> None:
-        if text == self.status_message:
+    def _is_lost(self, pods: Sequence[Object]) -> bool:
+        """Whether a pod will not come back from a node that is away, and another may run beside it. Not a trainer: two
+        of them might write to one place."""
+        return self.component != "trainer" and self._troubles.overdue(pods) is not None
+
+    async def _say(self, wait: Wait) -> None:
+        """Tells what the worker waits for, when that has changed."""
+        if wait.for_room:
+            self._waited_for_room = time.monotonic()
+        if wait.text == self.status_message:
             return
-        self.status_message = text
-        await self._tell(f"{self.name} {text}" if text else f"{self.name} waits no longer")
+        self.status_message = wait.text
+        await self._tell(f"{self.name} {wait.text}" if wait.text else f"{self.name} waits no longer")
+
+    async def _say_away(self, why: str) -> None:
+        await self._say(Wait(f"waits for the API server: {why}"))
+
+    def _excused(self) -> float:
+        return self._waited_for_room
 
     async def _tell(self, text: str) -> None:
         with suppress(SurogateError):  # a notice that cannot be stored must not keep the worker down
@@ -287,7 +311,7 @@ class KubernetesWorker(RestartedWorker):
                 await asyncio.to_thread(_append, self._belongings.job.output_dir / "logs" / f"{self.name}.log", text)
 
     async def _log_of_pod(self, pod: Object, tail: int, follow: bool) -> AsyncGenerator[str, None]:
-        name, container = pod["metadata"]["name"], words.main_container(pod)["name"]
+        name, container = pod["metadata"]["name"], words.main_container(pod)
         if not follow:
             for line in (await self._api.log(name, container=container, tail=tail)).splitlines():
                 yield line
@@ -302,7 +326,7 @@ class KubernetesWorker(RestartedWorker):
         for pod in pods:
             if not _has_run(pod):
                 continue
-            container = words.main_container(pod)["name"]
+            container = words.telling_container(pod)
             texts.append(await self._api.log(pod["metadata"]["name"], container=container, tail=lines))
         return "".join(texts)
 
@@ -327,7 +351,8 @@ def _runs(pod: Object) -> bool:
 
 def _has_run(pod: Object) -> bool:
     """Whether something has run there, and may have a log."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    status = pod.get("status") or {}
+    statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     return any({"running", "terminated"} & set(status.get("state") or {}) for status in statuses)
 
 

@@ -78,6 +78,7 @@ class Cluster:
         api: The API server.
         holds: Pods stay as they were created, for the test to say what happens to them.
         starves: Jobs get no pods at all.
+        strands: Uids of pods whose node is away: they do not end.
         said: Log lines by pod.
         settings: Further settings of the server in a pod, by the pod.
     """
@@ -86,6 +87,7 @@ class Cluster:
         self.api = api
         self.holds = False
         self.starves = False
+        self.strands: set[str] = set()
         self.said: dict[str, list[str]] = {}
         self.settings: Callable[[Object], dict[str, Any]] = lambda pod: {}
         self._register = register
@@ -154,6 +156,8 @@ class Cluster:
             name, phase = pod["metadata"]["name"], pod["status"].get("phase")
             if pod["metadata"].get("deletionTimestamp"):
                 await self._end(name)
+                if pod["metadata"]["uid"] in self.strands:
+                    continue
                 if phase not in {"Succeeded", "Failed"} or not self._job_of(pod):
                     self.api.remove("pods", name)
             elif phase == "Pending" and not self.holds and self._is_new(pod):

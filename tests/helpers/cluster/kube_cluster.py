@@ -18,9 +18,14 @@ from tests.helpers.cluster.control_plane import JOBS_AS_WE_MAKE_THEM, control_pl
 
 Object = dict[str, Any]
 
-KUBECONFIG, ASSETS = os.environ.get("KUBECONFIG", ""), os.environ.get("KUBEBUILDER_ASSETS", "")
+CHOSEN = "SUROGATE_TEST_CLUSTER"
+"""Variable that says that tests may use the cluster of KUBECONFIG: many people have that set, to one that they need."""
+ASSETS = os.environ.get("KUBEBUILDER_ASSETS", "")
+KUBECONFIG = os.environ.get("KUBECONFIG", "") if os.environ.get(CHOSEN) else ""
 GIVEN = bool(KUBECONFIG or ASSETS)
-NOT_GIVEN = "no cluster: set KUBECONFIG, or KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver"
+NOT_GIVEN = (
+    "no cluster: `make test-cluster` with KUBECONFIG, or with KUBEBUILDER_ASSETS, a folder with etcd and kube-apiserver"
+)
 _JSON = "application/json"
 OLDEST = 33
 """Minor version of the oldest Kubernetes that the manifests are for (k8s/README.md)."""
@@ -108,8 +113,8 @@ class RealCluster:
 
 @contextmanager
 def given_cluster() -> Iterator[RealCluster]:
-    """The cluster that KUBECONFIG names; else one of the tests' own, made of what KUBEBUILDER_ASSETS holds."""
-    if KUBECONFIG:
+    """One of the tests' own, made of what KUBEBUILDER_ASSETS holds; else the cluster that KUBECONFIG names."""
+    if not ASSETS:
         cluster = RealCluster(Path(KUBECONFIG))
         cluster.define_training_jobs()
         yield cluster

@@ -46,9 +46,12 @@ class Request:
 class StatusError(Exception):
     """An answer that is a Status."""
 
-    def __init__(self, code: int, reason: str, message: str, **details: Any) -> None:
+    def __init__(
+        self, code: int, reason: str, message: str, headers: Mapping[str, str] | None = None, **details: Any
+    ) -> None:
         super().__init__(message)
         self.code = code
+        self.headers = headers or {}
         self.body = {
             "kind": "Status",
             "apiVersion": "v1",
@@ -72,6 +75,9 @@ class ApiServer:
         throttled: Number of requests that will be refused with 429.
         retry_after: What those are told, in seconds.
         forbidden: Plurals whose creation is refused, by message.
+        refuses: What is said instead of an answer to a request: a Status, raw bytes, or None to answer as usual.
+        trickles: Seconds between the bytes of each answer.
+        page: Most objects in one page of a list, whatever was asked for.
     """
 
     runs_jobs = False
@@ -89,6 +95,9 @@ class ApiServer:
         self.throttled = 0
         self.retry_after: float | None = None
         self.forbidden: dict[str, str] = {}
+        self.refuses: Callable[[Request], StatusError | bytes | None] = lambda request: None
+        self.trickles = 0.0
+        self.page = 500
         self.logs: Callable[[str, bool], AsyncIterator[str]] | None = None
         self.lost_answers = 0
         self.url = ""
@@ -160,6 +169,17 @@ class ApiServer:
         self._history.clear()
         self._wake()
 
+    def restore(self, backup: Mapping[str, Mapping[str, Object]], version: int) -> None:
+        """Becomes what it was at a version, as from a backup of its database. Nobody is told."""
+        self.objects = {plural: copy.deepcopy(dict(items)) for plural, items in backup.items()}
+        self._history = [entry for entry in self._history if entry[0] <= version]
+        self._version = version
+
+    @property
+    def version(self) -> int:
+        """The newest resource version."""
+        return self._version
+
     def cut(self) -> None:
         """Breaks all open watches without a word."""
         for stream in self._streams:
@@ -203,6 +223,34 @@ class ApiServer:
         await self._site.stop()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if (instead := await self._overcome(request)) is not None:
+            return instead
+        plural, name, part = self._place(request.path)
+        body = await request.json() if request.can_read_body else None
+        asked = Request(request.method, plural, name, dict(request.query), body)
+        self.requests.append(asked)
+        try:
+            if isinstance(said := self.refuses(asked), StatusError):
+                raise said
+            if said is not None:
+                return web.Response(body=said, content_type="text/html")
+            if part == "log":
+                return await self._log(request, name)
+            if request.method == "GET" and not name and request.query.get("watch") == "true":
+                return await self._watch(request, plural)
+            answer = await self._reply(request, plural, name, part, body)
+        except StatusError as error:
+            return _json(error.code, error.body, error.headers)
+        if self.trickles:
+            return await self._trickle(request, answer)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            assert request.transport is not None
+            request.transport.abort()  # it was done, and nobody hears of it
+        return answer
+
+    async def _overcome(self, request: web.Request) -> web.Response | None:
+        """What a request meets on its way; an answer if it gets no further."""
         if self.slow:
             await asyncio.sleep(self.slow)
         while self.hangs:  # noqa: ASYNC110 - a test ends it
@@ -215,22 +263,16 @@ class ApiServer:
             self.throttled -= 1
             headers = {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:g}"}
             return _json(429, {"kind": "Status", "code": 429, "message": "Too many requests"}, headers)
-        plural, name, part = self._place(request.path)
-        body = await request.json() if request.can_read_body else None
-        self.requests.append(Request(request.method, plural, name, dict(request.query), body))
-        try:
-            if part == "log":
-                return await self._log(request, name)
-            if request.method == "GET" and not name and request.query.get("watch") == "true":
-                return await self._watch(request, plural)
-            answer = await self._reply(request, plural, name, part, body)
-        except StatusError as error:
-            return _json(error.code, error.body)
-        if self.lost_answers:
-            self.lost_answers -= 1
-            assert request.transport is not None
-            request.transport.abort()  # it was done, and nobody hears of it
-        return answer
+        return None
+
+    async def _trickle(self, request: web.Request, answer: web.Response) -> web.StreamResponse:
+        assert isinstance(answer.body, bytes)
+        stream = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await stream.prepare(request)
+        for byte in answer.body:
+            await stream.write(bytes([byte]))
+            await asyncio.sleep(self.trickles)
+        return stream
 
     def _place(self, path: str) -> tuple[str, str, str]:
         parts = path.strip("/").split("/")
@@ -266,7 +308,8 @@ class ApiServer:
 
     def _list(self, plural: str, query: Mapping[str, str]) -> Object:
         found = [item for item in self.objects[plural].values() if _selected(item, query)]
-        start, limit = int(query.get("continue") or 0), int(query.get("limit") or 500)
+        start, limit = int(query.get("continue") or 0), int(query.get("limit") or 1 << 30)
+        limit = min(limit, self.page) if "limit" in query else limit
         page = copy.deepcopy(found[start : start + limit])
         more = {"continue": str(start + limit)} if start + limit < len(found) else {}
         for item in page:  # as a list's items have them: without kind and apiVersion
@@ -293,6 +336,8 @@ class ApiServer:
                     f'{kind} in version "{short}" cannot be handled as a {kind}: strict decoding error: {text}',
                 )
         item = copy.deepcopy(body)
+        for field in list(unknown_fields(body, MODELS[plural])) if plural in MODELS else []:
+            _drop(item, field)
         if plural == "jobs":
             check_job(item)
             item["spec"].setdefault("suspend", False)
@@ -313,7 +358,8 @@ class ApiServer:
         found = copy.deepcopy(self._existing(plural, name))
         self._check_version(plural, found, change)
         if plural == "jobs" and "template" in change.get("spec", {}):
-            raise _invalid(plural, name, "spec.template", "field is immutable")
+            shown = json.dumps(change["spec"]["template"])
+            raise _invalid(plural, name, "spec.template", f"Invalid value: {shown}: field is immutable")
         allowed = {"status"} if part == "status" else set(change) - {"status"}
         merged = _merged(found, {key: change[key] for key in allowed if key in change})
         if merged.get("spec") != found.get("spec"):
@@ -365,6 +411,7 @@ class ApiServer:
         stream.enable_chunked_encoding()
         await stream.prepare(request)
         self._streams.add(stream)
+        ends = asyncio.get_running_loop().time() + float(request.query.get("timeoutSeconds") or 3600)
         try:
             bookmark = {
                 "kind": GROUPS[plural][0],
@@ -381,7 +428,11 @@ class ApiServer:
                     if version > seen and changed == plural and _selected(item, request.query):
                         await _send(stream, kind, item)
                         seen = version
-                await waiting.wait()
+                try:
+                    async with asyncio.timeout_at(ends):
+                        await waiting.wait()
+                except TimeoutError:
+                    return stream
         except ConnectionError:
             return stream
         finally:
@@ -438,6 +489,14 @@ def unknown_fields(value: Any, model: str, path: str = "") -> Iterator[str]:
                 yield from unknown_fields(item, types[key], here)
 
 
+def _drop(item: Any, field: str) -> None:
+    """Takes a field out of an object: `spec.containers[0].nope`."""
+    *path, last = re.findall(r"[^.\[\]]+", field)
+    for part in path:
+        item = item[int(part) if isinstance(item, list) else part]
+    del item[last]
+
+
 def check_job(job: Object) -> None:
     """What the API server refuses of a Job beyond unknown fields. Raises StatusError."""
     name, pod = job["metadata"]["name"], job["spec"]["template"]["spec"]
@@ -460,7 +519,8 @@ def check_job(job: Object) -> None:
             if "/" not in resource:
                 continue
             if not amount.isdigit():
-                text = f'Invalid value: "{amount}": must be an integer'
+                shown = f"{float(amount) * 1000:g}m" if "." in amount else amount  # as quantities are written back
+                text = f'Invalid value: "{shown}": must be an integer'
                 raise _invalid("jobs", name, f"{where}.resources.limits[{resource}]", text)
             if (resources.get("requests") or {}).get(resource, amount) != amount:
                 text = f"must be equal to {resource} limit of {amount}"
@@ -468,8 +528,9 @@ def check_job(job: Object) -> None:
 
 
 def _invalid(plural: str, name: str, field: str, text: str) -> StatusError:
-    kind = GROUPS[plural][0]
-    message = f'{kind} "{name}" is invalid: {field}: {text}'
+    kind, version = GROUPS[plural]
+    group, slash, _ = version.partition("/")
+    message = f'{kind}{f".{group}" if slash else ""} "{name}" is invalid: {field}: {text}'
     return StatusError(422, "Invalid", message, name=name, causes=[{"field": field, "message": text}])
 
 

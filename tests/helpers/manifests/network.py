@@ -64,10 +64,10 @@ def _peers(policy: Object, peers: list[Object], pods: list[Pod]) -> Iterator[str
 
 
 def _ports(policy: Object, rule: Object, pods: list[Pod]) -> Iterator[str]:
+    """A service of somebody's own need not have every port that those of its kind have: metrics, for one."""
     for port in rule.get("ports") or []:
-        for pod in pods:
-            if port["port"] not in _known(pod):
-                yield f"{name_of(policy)}: {pod.where} has no port {port['port']}"
+        if pods and not any(port["port"] in _known(pod) for pod in pods):
+            yield f"{name_of(policy)}: {' and '.join(pod.where for pod in pods)} have no port {port['port']}"
 
 
 def _known(pod: Pod) -> dict[Any, int]:
