@@ -22,14 +22,14 @@ _HEAD = """\
 # Made by `python -m orchestrator_svc.trainingjobs.crd`; change the models, not this file.
 """
 _COLUMNS = (
-    ("Kind", "string", ".spec.kind", 0),
-    ("State", "string", ".status.state", 0),
-    ("Step", "integer", ".status.step", 0),
-    ("Steps", "integer", ".status.maxSteps", 0),
-    ("Version", "integer", ".status.policyVersion", 1),
-    ("Replicas", "integer", ".status.inferenceReplicas", 1),
-    ("Message", "string", ".status.message", 1),
-    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Kind", "string", ".spec.kind", False),
+    ("State", "string", ".status.state", False),
+    ("Step", "integer", ".status.step", False),
+    ("Steps", "integer", ".status.maxSteps", False),
+    ("Version", "integer", ".status.policyVersion", True),
+    ("Replicas", "integer", ".status.inferenceReplicas", True),
+    ("Message", "string", ".status.message", True),
+    ("Age", "date", ".metadata.creationTimestamp", False),
 )
 
 
@@ -64,8 +64,9 @@ def definition() -> dict[str, Any]:
                         },
                     },
                     "additionalPrinterColumns": [
-                        {"name": name, "type": kind, "jsonPath": path, "priority": priority}
-                        for name, kind, path, priority in _COLUMNS
+                        # The API server does not keep a priority of 0: written, it would differ at each apply.
+                        {"name": name, "type": kind, "jsonPath": path, **({"priority": 1} if is_wide else {})}
+                        for name, kind, path, is_wide in _COLUMNS
                     ],
                 }
             ],

@@ -384,6 +384,7 @@ async def test_a_pod_that_is_preempted_says_so_before_there_is_another(tmp_path:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "OVERDUE_SECONDS", 0.5)
+    monkeypatch.setattr(worker, "_LOOK_SECONDS", 0.5)
 
 
 def strand(cluster: Cluster, pod: Object) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tests.unit.test_manifests_launcher import objects_of_a_job
 if not GIVEN:
     pytest.skip(NOT_GIVEN, allow_module_level=True)
 
+APPLY = "application/apply-patch+yaml"
 DRY = "?dryRun=All&fieldValidation=Strict&fieldManager=surogate-test"
 WITH_PODS, WITH_PORTS = frozenset({"Deployment", "StatefulSet", "Job"}), frozenset({"Service", "NetworkPolicy"})
 
@@ -95,13 +96,10 @@ def until(met: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.skipif(bool(NO_KUBECTL), reason=NO_KUBECTL or "kubectl is there")
-@pytest.mark.parametrize("name", KUSTOMIZATIONS)
-def test_what_we_ship_is_taken_as_it_is(namespace: Namespace, name: str, tmp_path: Path) -> None:
-    """Server-side apply of everything, and of the objects of a job, in dry run: no error, no warning."""
-    shown = cluster(name)
+def known(namespace: Namespace, objects: Sequence[Object]) -> Iterator[tuple[str, Object]]:
+    """The objects that the server knows the kinds of, each with its URL; the others are named in a warning."""
     left_out = set()
-    for body in [*shown.objects, *objects_of_a_job(shown, tmp_path)]:
+    for body in objects:
         kind = body["kind"]
         if kind not in CLUSTER_KINDS:
             body["metadata"]["namespace"] = namespace.name
@@ -113,9 +111,45 @@ def test_what_we_ship_is_taken_as_it_is(namespace: Namespace, name: str, tmp_pat
         elif namespace.real.minor < OLDEST and kind in WITH_PORTS:
             left_out.add(f"{kind} (1.{namespace.real.minor} applies no ports without a protocol)")
         else:
-            namespace.call("PATCH", f"{url}{DRY}&force=true", body, "application/apply-patch+yaml")
+            yield url, body
     if left_out:
         warnings.warn(f"not tried, the server does not know them: {', '.join(sorted(left_out))}", stacklevel=1)
+
+
+@pytest.mark.skipif(bool(NO_KUBECTL), reason=NO_KUBECTL or "kubectl is there")
+@pytest.mark.parametrize("name", KUSTOMIZATIONS)
+def test_what_we_ship_is_taken_as_it_is(namespace: Namespace, name: str, tmp_path: Path) -> None:
+    """Server-side apply of everything, and of the objects of a job, in dry run: no error, no warning."""
+    shown = cluster(name)
+    for url, body in known(namespace, [*shown.objects, *objects_of_a_job(shown, tmp_path)]):
+        namespace.call("PATCH", f"{url}{DRY}&force=true", body, APPLY)
+
+
+@pytest.mark.skipif(bool(NO_KUBECTL), reason=NO_KUBECTL or "kubectl is there")
+@pytest.mark.parametrize("name", ["overlays/cpu-kind", "overlays/gpu-multinode"])
+def test_applying_the_same_again_changes_nothing(namespace: Namespace, name: str) -> None:
+    """As GitOps does all the time: a second apply writes nothing, and what it would write is what is there."""
+    mine = [one for one in cluster(name).objects if one["kind"] not in CLUSTER_KINDS]
+    tried = 0
+    for url, body in known(namespace, mine):
+        query = "?fieldManager=surogate-test&fieldValidation=Strict&force=true"
+        first = namespace.call("PATCH", url + query, body, APPLY)
+        if body["kind"] in WITH_PODS | {"PersistentVolumeClaim"}:
+            first = without_status(first)  # controllers write there meanwhile
+        again = namespace.call("PATCH", f"{url}{query}&dryRun=All", body, APPLY)
+        if body["kind"] in WITH_PODS | {"PersistentVolumeClaim"}:
+            again = without_status(again)
+        assert again == first
+        tried += 1
+    assert tried > 5
+
+
+def without_status(one: Object) -> Object:
+    kept = {key: value for key, value in one.items() if key != "status"}
+    return {
+        **kept,
+        "metadata": {key: one["metadata"].get(key) for key in ("name", "labels", "annotations", "generation")},
+    }
 
 
 @pytest.mark.skipif(bool(NO_KUBECTL), reason=NO_KUBECTL or "kubectl is there")

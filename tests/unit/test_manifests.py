@@ -228,6 +228,21 @@ def overlay_of_the_readme(first_line: str) -> dict[str, Any]:
     return found
 
 
+def test_the_overlay_of_ones_own_is_as_the_readme_shows_it(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    overlay = tmp_path / "k8s" / "overlays" / "mine"
+    overlay.mkdir()
+    kustomization = overlay_of_the_readme("# k8s/overlays/mine/kustomization.yaml")
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    shown = load(render(overlay), GIVEN)
+    assert [str(finding) for finding in check(shown)] == []
+    images = {pod.service_containers()[0]["image"] for one in shown.of("Deployment") for pod in pods_of(one)}
+    assert {image.rpartition(":")[0] for image in images} == {
+        "registry.example.org/team/surogate-orchestrator",
+        "registry.example.org/team/surogate-reward",
+    }
+
+
 @pytest.mark.parametrize("name", KUSTOMIZATIONS)
 def test_all_of_it_goes_into_a_namespace_of_another_name(name: str, tmp_path: Path) -> None:
     """By kustomize's `namespace:` and what k8s/README.md has beside it."""
