@@ -43,6 +43,7 @@ class Item:
     """Its key, from the prefix on."""
     size: int
     etag: str
+    """Changes with the content: what was fetched before is another copy then."""
 
 
 class Objects:

@@ -41,8 +41,6 @@ class ReplicaReport:
 
     target: str
     transport: Transport = "none"
-    upload_seconds: float = 0.0
-    commit_seconds: float = 0.0
     pause_seconds: float = 0.0
     error: SurogateError | None = None
 
@@ -131,7 +129,6 @@ class _Replica:
 
     async def stage(self, image: Path, manifest: weights_pb2.WeightManifest, shared_memory: bool) -> None:
         """Returns when the replica has staged the image, or has it committed already."""
-        start = time.perf_counter()
         update = await self._stub.CreateWeightUpdate(
             weights_pb2.CreateWeightUpdateRequest(update_id=self._update_id, manifest=manifest)
         )
@@ -143,13 +140,11 @@ class _Replica:
         if update.state not in (_State.STATE_STAGED, _State.STATE_COMMITTED):
             raise FailedPreconditionError("the replica dropped the update: another one replaced it, or it was aborted")
         self._committed = update.state == _State.STATE_COMMITTED
-        self.report.upload_seconds = time.perf_counter() - start
 
     async def commit(self, timeout: float) -> None:
         """Commits; a failure is put into the report."""
         if self._committed:
             return
-        start = time.perf_counter()
         request = weights_pb2.CommitWeightUpdateRequest(update_id=self._update_id)
         try:
             update = await self._stub.CommitWeightUpdate(request, timeout=timeout)
@@ -157,7 +152,6 @@ class _Replica:
             self.report.error = error
         else:
             self.report.pause_seconds = update.pause.seconds + update.pause.nanos / 1e9
-        self.report.commit_seconds = time.perf_counter() - start
 
     async def abort(self) -> None:
         """Drops the update, as far as the replica can be reached; elsewhere it expires by itself."""

@@ -96,7 +96,6 @@ class FakeOrchestrator(job_pb2_grpc.JobServiceServicer):
         return self.jobs[request.name]
 
     async def ReadLogs(self, request: Any, context: Any) -> AsyncIterator[job_pb2.LogLine]:
-        self.logs_asked = request
         for text in ("one", "two"):
             yield job_pb2.LogLine(worker="trainer-0", text=text)
 

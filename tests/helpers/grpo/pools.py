@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator_svc.jobs.context import JobContext
 from orchestrator_svc.launchers.base import Component, Launcher, Worker, WorkerPool, WorkerSpec
-from orchestrator_svc.launchers.static import StaticWorker
 from surogate.errors import FailedPreconditionError
-from surogate.rpc.channel import ClientSecurity
 
 
 class EmptyPool(WorkerPool):
@@ -39,14 +37,3 @@ class EmptyLauncher(Launcher):
 
     async def reap(self, job_id: str, uid: str) -> None:
         self.reaped.append(job_id)
-
-
-class RecordingPool(EmptyPool):
-    """Remembers what it was asked to start, and starts nothing."""
-
-    def __init__(self) -> None:
-        self.specs: list[WorkerSpec] = []
-
-    async def start(self, spec: WorkerSpec) -> Worker:
-        self.specs.append(spec)
-        return StaticWorker(spec.component, spec.index, "127.0.0.1:1", ClientSecurity(), 1.0)

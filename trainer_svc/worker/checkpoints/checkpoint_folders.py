@@ -59,11 +59,6 @@ def verify(path: Path) -> None:
             raise DataLossError(f"{path} is damaged: {name} is not what was written", reason="CHECKPOINT_DAMAGED")
 
 
-def step_of(path: Path) -> int:
-    """The step that a checkpoint holds."""
-    return int(state_of(path)["step"])
-
-
 def state_of(path: Path) -> dict[str, Any]:
     """What `state.json` of a checkpoint says. Raises DataLossError if it cannot be read."""
     try:
