@@ -7,6 +7,7 @@ import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from inference_svc import environment
@@ -15,6 +16,7 @@ from inference_svc.model_files import is_local, read_model
 from inference_svc.options import EngineOptions, resolve_options
 from inference_svc.replica import Replica
 from inference_svc.settings import InferenceSettings
+from surogate.apart import apart
 from surogate.rpc.server import RpcServer
 from surogate.storage.fetch import fetch
 from surogate.telemetry.log import get_logger
@@ -49,8 +51,8 @@ async def _run_engine(server: RpcServer, replica: Replica, options: EngineOption
     engine: Engine | None = None
     try:
         if is_url(options.model):
-            options = replace(options, model=str(await asyncio.to_thread(fetch, options.model, "model")))
-        loading = await asyncio.to_thread(importlib.import_module, "inference_svc.vllm_backend.loading")  # seconds
+            options = replace(options, model=str(await apart(partial(fetch, options.model, "model"))))
+        loading = await apart(partial(importlib.import_module, "inference_svc.vllm_backend.loading"))  # seconds
         engine, files = await loading.load_engine(options)
         assert engine is not None
         replica.attach(engine, files)

@@ -98,10 +98,12 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         if not 0 <= request.page_size <= _MAX_PAGE:
             why = f"is {request.page_size}; it must be 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}"
             raise InvalidInputError(f"page_size {why}", violations=[Violation("page_size", why)])
-        _refuse(_label_violations(request.labels))
+        states, kinds = sorted(set(request.states)), sorted(set(request.kinds))
+        unknown = [*_unknown("states", states, job_pb2.Job.State), *_unknown("kinds", kinds, job_pb2.Job.Kind)]
+        _refuse([*unknown, *_label_violations(request.labels)])
         filters: dict[str, Any] = {
-            "states": list(request.states),
-            "kinds": list(request.kinds),
+            "states": states,
+            "kinds": kinds,
             "labels": dict(request.labels),
         }
         size = request.page_size or _DEFAULT_PAGE
@@ -310,6 +312,13 @@ def _label_violations(labels: Mapping[str, str]) -> list[Violation]:
     why = f"must have a key, be at most {_MAX_LABEL_LENGTH} characters long, and have no character U+0000"
     wrong = [k for k, v in labels.items() if not k or max(len(k), len(v)) > _MAX_LABEL_LENGTH or "\0" in k + v]
     return [Violation(f"labels.{key[:64]}", why) for key in wrong]
+
+
+def _unknown(field: str, numbers: Sequence[int], enum: Any) -> list[Violation]:
+    """What is none of the values of an enum of the contract; not said (0) is none either."""
+    names = ", ".join(f"{name} ({number})" for name, number in enum.items() if number)
+    wrong = [number for number in numbers if not number or number not in enum.values()]
+    return [Violation(field, f"has {number}, which is none of {names}") for number in wrong]
 
 
 def _refuse(violations: list[Violation]) -> None:

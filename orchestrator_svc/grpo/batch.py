@@ -15,7 +15,7 @@ from orchestrator_svc.grpo.prompts.draws import Drawer
 from orchestrator_svc.grpo.rewards.advantage import has_signal
 from orchestrator_svc.grpo.rewards.filters import sort_out
 from orchestrator_svc.grpo.rewards.ruler import Ruler
-from orchestrator_svc.grpo.rewards.scoring import Environment, Scorer
+from orchestrator_svc.grpo.rewards.scoring import Environment, Scored, Scorer
 from orchestrator_svc.grpo.rollouts.episodes import Played, Player, Wanted
 from orchestrator_svc.grpo.tasks import stop
 from surogate.errors import FailedPreconditionError, SurogateError
@@ -137,7 +137,7 @@ class Collector:
         try:
             group.scored_by = environment.endpoint.name
             with batch.scoring.running(), span("score", group=group.draw.group_id):
-                group.rollouts, problem = await self._score(environment, group.draw, group.rollouts)
+                group.rollouts, problem, group.scored_by = await self._score(environment, group.draw, group.rollouts)
                 if len(group.rollouts) < self._plan.min_group:
                     return Dropped(group.draw, Cause.REWARD, problem)
                 unjudged = await self._ruler.judge(group) if self._ruler else ""
@@ -188,11 +188,11 @@ class Collector:
             min_version=max(0, batch.step - 1 - self._plan.run_ahead),
         )
 
-    async def _score(self, environment: Environment, draw: Draw, rollouts: list[Rollout]) -> tuple[list[Rollout], str]:
+    async def _score(self, environment: Environment, draw: Draw, rollouts: list[Rollout]) -> Scored:
         if not self._plan.ask_rewards:
             for rollout in rollouts:
                 rollout.reward = 0.0
-            return rollouts, ""
+            return Scored(rollouts, "", environment.endpoint.name)
         return await self._scorer.score(environment, draw.prompt.example, draw.group_id, rollouts)
 
 

@@ -98,7 +98,9 @@ class Evaluator:
         played = await self._player.play(wanted)
         if not played.rollouts:
             raise SurogateError(played.problem or "the engine gave up on the rollouts")
-        scored, problem = await self._scorer.score(played.environment, prompt.example, wanted.group_id, played.rollouts)
+        scored, problem, _ = await self._scorer.score(
+            played.environment, prompt.example, wanted.group_id, played.rollouts
+        )
         if not scored:
             raise SurogateError(problem)
         return scored

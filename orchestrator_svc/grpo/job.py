@@ -38,6 +38,7 @@ from orchestrator_svc.grpo.rollouts.replicas import Replicas
 from orchestrator_svc.grpo.rollouts.tokenizer import OWN, ChatTokenizer
 from orchestrator_svc.grpo.settings import Settings
 from orchestrator_svc.grpo.setup import read_settings
+from orchestrator_svc.grpo.stalls import Stalls
 from orchestrator_svc.grpo.tasks import unless
 from orchestrator_svc.grpo.trainer import Trainer
 from orchestrator_svc.jobs.context import JobContext
@@ -45,6 +46,7 @@ from orchestrator_svc.jobs.workers import start_workers
 from orchestrator_svc.jobstore.journal import LeaseLostError
 from orchestrator_svc.jobstore.scaling import scale_of
 from orchestrator_svc.launchers.base import WorkerPool
+from surogate.apart import apart
 from surogate.config.job import GrpoJob
 from surogate.errors import CancelledError, SurogateError
 from surogate.storage.fetch import TEXT, local
@@ -86,11 +88,12 @@ async def _put_together(
     ctx: JobContext, pool: WorkerPool, settings: Settings, ledger: Ledger, stack: AsyncExitStack
 ) -> GrpoLoop:
     """Everything that the loop needs, ready; `stack` closes it, the last first."""
-    tokenizer = await asyncio.to_thread(_tokenizer, settings)
+    tokenizer = await apart(partial(_tokenizer, settings))
     scale = await ctx.database.read(lambda c: scale_of(c, ctx.job_id))
     workers = await start_workers(ctx, pool, scale)
     environments = await open_environments(settings, workers.rewards, stack)
 
+    stalls = Stalls(ctx)
     await ctx.set_status("waiting for the trainer to load the model")
     reporter = Reporter(
         ctx,
@@ -99,12 +102,13 @@ async def _put_together(
         write_metrics=settings.write_metrics,
         rollout_bytes=settings.rollout_bytes,
     )
-    trainer = await open_trainer(ctx, workers.trainer, ledger, reporter, settings)
+    trainer = await open_trainer(ctx, workers.trainer, ledger, reporter, settings, stalls)
     stack.push_async_exit(partial(_close, trainer))
     await reporter.open(trainer.step)
 
-    await ctx.set_status(f"waiting for {len(workers.inference)} inference replicas")
-    replicas = Replicas(workers.inference, trainer)
+    count = len(workers.inference)
+    await ctx.set_status(f"waiting for {count} inference replica{'s' if count > 1 else ''}")
+    replicas = Replicas(workers.inference, trainer, stalls)
     stack.push_async_callback(replicas.close)
     await replicas.start()
     scaling = ReplicaScaling(ctx, pool, replicas)
@@ -117,7 +121,7 @@ async def _put_together(
     generator = Generator(replicas, timeout=settings.timeout)
     by_key = {item.environment.key: item.environment for item in environments}
     judge = service_of(settings.ruler.judge, workers.rewards) if settings.ruler else None
-    scorer = Scorer(by_key, judge=judge, job=ctx.job_id, patience=settings.timeout)
+    scorer = Scorer(by_key, judge=judge, job=ctx.job_id, patience=settings.timeout, stalls=stalls)
     ruler = Ruler(scorer, judge, settings.ruler) if judge and settings.ruler else None
     replacing = Replacing(ctx, scorer)
     stack.push_async_callback(replacing.close)

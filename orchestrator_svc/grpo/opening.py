@@ -25,6 +25,7 @@ from orchestrator_svc.grpo.rewards.services import BuiltIn, Custom
 from orchestrator_svc.grpo.rollouts.replicas import Replicas
 from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer
 from orchestrator_svc.grpo.settings import EnvironmentSpec, Settings
+from orchestrator_svc.grpo.stalls import Stalls
 from orchestrator_svc.grpo.tasks import together
 from orchestrator_svc.grpo.trainer import Listener, Origin, Trainer
 from orchestrator_svc.jobs.context import JobContext
@@ -146,7 +147,7 @@ def service_of(spec: EnvironmentSpec, rewards: Mapping[str, Worker]) -> Environm
 
 
 async def open_trainer(
-    ctx: JobContext, worker: Worker, ledger: Ledger, listener: Listener, settings: Settings
+    ctx: JobContext, worker: Worker, ledger: Ledger, listener: Listener, settings: Settings, stalls: Stalls
 ) -> Trainer:
     """Opens the trainer's session at the job's last trained step.
 
@@ -164,6 +165,7 @@ async def open_trainer(
         output_dir=str(ctx.output_dir),
         keep_interval=settings.keep_interval,
         adapter_name=settings.adapter_name,
+        stalls=stalls,
     )
     last = await ledger.last_step()
     if "origin" in ctx.state:

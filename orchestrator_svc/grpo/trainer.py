@@ -15,6 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from orchestrator_svc.grpo.ledger import Ledger
 from orchestrator_svc.grpo.samples import step_messages
+from orchestrator_svc.grpo.stalls import Stalls
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker
 from surogate.errors import DataLossError, FailedPreconditionError, NotFoundError, SurogateError, UnavailableError
 from surogate.rpc.status import from_status
@@ -30,6 +31,7 @@ RECOVERY_PAUSE = 0.25
 _RECOVERABLE = frozenset(
     {"NO_SUCH_SESSION", "SESSION_FAILED", "SESSION_NOT_READY", "SESSION_STOPPED", "WORKER_DIED", "WORKER_HUNG"}
 )
+_TRAINER, _LOST = "the trainer", "it was lost, and does again what no checkpoint holds"
 _LOADING = trainer_pb2.Session.STATE_LOADING
 _READY = trainer_pb2.Session.STATE_READY
 
@@ -78,7 +80,9 @@ class Trainer:
         output_dir: str,
         keep_interval: int = 0,
         adapter_name: str = "",
+        stalls: Stalls | None = None,
     ) -> None:
+        self._stalls = stalls or Stalls()
         self.step = 0
         self.base_id = ""
         self.origin = Origin()
@@ -168,15 +172,19 @@ class Trainer:
         async with self._turn:
             for attempt in range(MAX_RECOVERIES + 1):
                 try:
+                    if self._known and (not self._worker.address or self._worker.generation != self._known):
+                        await self._stalls.begin(_TRAINER, _LOST)
                     await self._worker.ready(READY_TIMEOUT)
                     stub = await self._stub()
                     await self._synchronise(stub)
+                    await self._stalls.end(_TRAINER)
                     return await call(stub)
                 except SurogateError as error:
                     self._known = 0
                     if not _recoverable(error) or attempt == MAX_RECOVERIES:
                         raise
                     _log.warning("the trainer was lost; trying again", error=str(error), attempt=attempt + 1)
+                    await self._stalls.begin(_TRAINER, _LOST)
                 await asyncio.sleep(RECOVERY_PAUSE * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 

@@ -161,6 +161,12 @@ class JobContext:
             self._status = ""
         await self.set_status(text)
 
+    async def stalled(self, text: str) -> None:
+        """Says what the job waits for while it cannot go on; how long it still takes is not known then."""
+        self._eta.interrupt()
+        await self._record((), {"eta_seconds": None}, None, None)
+        await self.set_status(text)
+
     async def notice(self, text: str, *, component: str = "orchestrator", warning: bool = True) -> None:
         """Tells something that a person should read, in the job's history and in the log."""
         (self.log.warning if warning else self.log.info)(text, about=component)

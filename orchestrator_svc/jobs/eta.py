@@ -17,6 +17,10 @@ class Eta:
         self._at = 0.0
         self._seconds_per_step = 0.0
 
+    def interrupt(self) -> None:
+        """Notes that the time up to the next step says nothing about the pace."""
+        self._step = 0
+
     def observe(self, step: int, max_steps: int) -> float | None:
         """Notes that `step` is done; returns seconds to the end, or None while that cannot be told."""
         now, previous = self._clock(), self._step

@@ -270,6 +270,6 @@ def _read_token(token: str, filters: str) -> tuple[float, str]:
         if used == filters:
             return float(created), str(job_id)
         why = "came with other filters: keep them the same from page to page"
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         why = "is not one that this server gave"
     raise InvalidInputError(f"page_token {why}", violations=[Violation("page_token", why)])

@@ -81,7 +81,8 @@ def scale_job(server: str, job: str, *, inference: int) -> int:
     """Gives a running job more or fewer inference replicas."""
     with Client(server) as client, reaching("orchestrator", server, START_ORCHESTRATOR):
         found = client.scale_job(job, inference=inference)
-    sys.stdout.write(f"{found.name}: {inference} inference replicas from now on\n")
+    replicas = "replica" if inference == 1 else "replicas"
+    sys.stdout.write(f"{found.name}: {inference} inference {replicas} from now on\n")
     return OK
 
 

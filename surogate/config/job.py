@@ -186,7 +186,10 @@ class _Resolver:
     def check_parts(self, kind: str, config: Mapping[str, Any]) -> None:
         """Every part that the kind has, and no other."""
         for name in PARTS[kind]:
-            if not isinstance(config.get(name), dict):
+            given = config.get(name)
+            if given is not None and not isinstance(given, dict):
+                self.wrong(name, f"must be a mapping, the keys of {name}.yaml; got {shown(given)}")
+            elif given is None:
                 self.wrong(name, f"is required for a {kind} job: the keys of {name}.yaml")
         for name in config:
             if name == CLUSTER:

@@ -19,6 +19,10 @@ TAGS = frozenset(
 MAX_WHOLE = 2**53
 """Largest whole number that a `google.protobuf.Struct` carries exactly."""
 
+MAX_DEPTH = 24
+"""Mappings and lists within each other. Parsers of protobuf take messages that are nested 100 deep, of which each of
+these is up to three, and a job is sent within others: deeper ones could be stored and not listed."""
+
 EXPECTED = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -45,12 +49,14 @@ def violations_of(error: ValidationError, prefix: str = "") -> list[Violation]:
     return [Violation(join(prefix, *key_path(item["loc"])), describe(item)) for item in error.errors(include_url=False)]
 
 
-def unfit(data: Any, key: str = "") -> list[Violation]:
+def unfit(data: Any, key: str = "", depth: int = 0) -> list[Violation]:
     """Values that no message, path or file can hold, wherever they are in the data; to be refused before anything."""
+    if depth > MAX_DEPTH:
+        return [Violation(key, f"is nested more than {MAX_DEPTH} deep")]
     if isinstance(data, dict):
-        return [item for name, value in data.items() for item in unfit(value, join(key, name))]
+        return [item for name, value in data.items() for item in unfit(value, join(key, name), depth + 1)]
     if isinstance(data, list):
-        return [item for index, value in enumerate(data) for item in unfit(value, join(key, index))]
+        return [item for index, value in enumerate(data) for item in unfit(value, join(key, index), depth + 1)]
     if isinstance(data, int) and abs(data) > MAX_WHOLE:
         return [Violation(key, f"must be a number between -{MAX_WHOLE} and {MAX_WHOLE}, got {shown(data)}")]
     if isinstance(data, float) and not math.isfinite(data):

@@ -82,7 +82,8 @@ class ServiceSettings(BaseSettings):
     """Largest message taken or sent, in bytes."""
 
     max_concurrent_rpcs: int = Field(1024, ge=1)
-    """Calls handled at once; more are refused with RESOURCE_EXHAUSTED. Health checks do not count."""
+    """Calls handled at once, three of four of them streams that are followed without end (WatchJob, ReadLogs); more
+    are refused with RESOURCE_EXHAUSTED. Health checks do not count."""
 
     default_deadline: float = Field(60.0, gt=0)
     """Seconds given to a call that comes without a deadline, unless its method has a default of its own."""

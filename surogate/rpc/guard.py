@@ -35,8 +35,10 @@ class CallGuard:
         self.deadlines: dict[str, float | None] = {}
         self._tokens = tokens
         self._max_concurrent = max_concurrent
+        self._max_followed = max(1, max_concurrent * 3 // 4)
         self._default_deadline = default_deadline
         self._in_flight = 0
+        self._followed = 0
         self._draining = False
         self._endless: set[asyncio.Timeout] = set()
 
@@ -78,23 +80,32 @@ class CallGuard:
             return
         name = check_token(metadata.get("authorization"), self._tokens.tokens())
         with calling(name), bound_from_metadata(metadata), tracing.server_span(method, metadata):
-            async with self._slot(), self._deadline(method, context):
+            async with self._slot(endless=self._default(method) is None), self._deadline(method, context):
                 yield
 
     @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
+    async def _slot(self, *, endless: bool) -> AsyncIterator[None]:
+        """A place among the calls at once. Those that never end by themselves leave some for the others: whoever
+        watches must not keep out who wants to cancel."""
         if self._in_flight >= self._max_concurrent:
             raise errors.BusyError(f"{self._max_concurrent} calls are being handled already; try again")
+        if endless and self._followed >= self._max_followed:
+            raise errors.BusyError(
+                f"{self._max_followed} streams are being followed already (3 of 4 of max_concurrent_rpcs, which is "
+                f"{self._max_concurrent}): end some, or try again"
+            )
         self._in_flight += 1
+        self._followed += endless
         try:
             yield
         finally:
             self._in_flight -= 1
+            self._followed -= endless
 
     @asynccontextmanager
     async def _deadline(self, method: str, context: ServerContext) -> AsyncIterator[None]:
         given = context.time_remaining()  # gRPC itself ends the call when the caller's own deadline passes
-        default = deadline_of(method, self._overrides(method), self._default_deadline)
+        default = self._default(method)
         try:
             async with asyncio.timeout(default if given is None else None) as timeout:
                 if default is None:
@@ -112,6 +123,9 @@ class CallGuard:
             ) from error
         finally:
             self._endless.discard(timeout)
+
+    def _default(self, method: str) -> float | None:
+        return deadline_of(method, self._overrides(method), self._default_deadline)
 
     def _overrides(self, method: str) -> Deadlines:
         name = method.rpartition("/")[2]

@@ -13,10 +13,11 @@ import pytest
 from sqlalchemy import select
 
 from orchestrator_svc.grpo.ledger import draws
+from orchestrator_svc.jobstore import store
 from orchestrator_svc.jobstore.reward_services import ReplacedService, replace_service
 from orchestrator_svc.jobstore.schema import jobs
 from orchestrator_svc.replace_reward import Needed, check_service, wanted_service
-from surogate.errors import ConfigError, FailedPreconditionError, InvalidInputError
+from surogate.errors import ConfigError, FailedPreconditionError, InvalidInputError, UnavailableError
 from surogate.rollouts import read_steps
 from surogate.v1 import job_pb2, reward_pb2, reward_pb2_grpc
 from tests.contract.test_grpo_episodes import multi_turn
@@ -88,6 +89,37 @@ async def test_groups_of_later_steps_are_scored_by_the_new_service_and_the_ledge
         assert {row["scored_by"] for row in stored[4]} == {address}
         texts = [event.notice.text for event in await job.events() if event.HasField("notice")]
         assert any(f"scored by {address}" in text for text in texts)
+
+
+async def test_groups_that_a_dead_service_was_asked_for_are_scored_by_the_one_that_takes_its_place(
+    tmp_path: Path,
+) -> None:
+    async with other_service() as (address, _), grpo_job(tmp_path) as (job, fakes):
+        asked = 0
+
+        async def die(_: Any) -> None:
+            nonlocal asked
+            asked += 1
+            if asked > 4:  # the groups of two steps were scored
+                raise UnavailableError("the service is gone")
+
+        fakes.hooks.on["ScoreRollouts"] = die
+        running = asyncio.create_task(job.run())
+        status = ""
+        while "reward service" not in status:
+            await asyncio.sleep(0.02)
+            said = [event.state_changed for event in await job.events() if event.HasField("state_changed")]
+            status = said[-1].status_message
+        assert status == "waiting for the reward service of fake: the service is gone"
+        row = await job.database.read(lambda c: store.get(c, "job"))
+        assert row.eta_seconds is None, "nobody knows when it comes back"
+        await replace(job, address)
+        await running
+        query = select(draws.c.step, draws.c.scored_by).order_by(draws.c.ordinal)
+        rows = await job.database.read(lambda c: c.execute(query).all())
+        assert [by for _, by in rows] == ["built-in"] * 4 + [address] * 4
+        said = [event.state_changed for event in await job.events() if event.HasField("state_changed")]
+        assert said[-1].status_message == "training"
 
 
 async def test_a_shadow_is_compared_and_never_trained_on(tmp_path: Path) -> None:

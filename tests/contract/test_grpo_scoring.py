@@ -64,7 +64,8 @@ async def scorer(
 
 async def scored(address: str, *texts: str, group: str = "g", **settings: Any) -> tuple[list[Rollout], str]:
     async with scorer(address, **settings) as (asking, environment):
-        return await asking.score(environment, reward_pb2.Example(id="0"), group, rollouts(group, *(texts or TEXTS)))
+        found = await asking.score(environment, reward_pb2.Example(id="0"), group, rollouts(group, *(texts or TEXTS)))
+        return found.rollouts, found.problem
 
 
 async def test_a_service_that_keeps_to_the_contract_is_believed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from orchestrator_svc.jobs.context import JobContext
+from orchestrator_svc.jobstore import store
 from orchestrator_svc.launchers.base import WorkerPool
 from orchestrator_svc.service import SERVICE
 from surogate.config.service import ServiceSettings
@@ -320,6 +322,23 @@ async def test_listing(orchestrator: Orchestrator, jobs: Jobs) -> None:
         await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(page_size=1001))
     with pytest.raises(InvalidInputError, match="labels: are more than 64"):
         await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(labels={str(index): "" for index in range(2000)}))
+
+
+@pytest.mark.parametrize("number", [99, -1, 0])
+async def test_states_and_kinds_that_there_are_not_are_refused_by_name(orchestrator: Orchestrator, number: int) -> None:
+    with pytest.raises(InvalidInputError, match=f"states: has {number}, which is none of STATE_QUEUED") as caught:
+        await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(states=[State.STATE_FAILED, number]))  # type: ignore[list-item]
+    assert [violation.field for violation in caught.value.violations] == ["states"]
+    with pytest.raises(InvalidInputError, match=f"kinds: has {number}, which is none of KIND_PT"):
+        await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(kinds=[number]))  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("text", ["[" * 50_000, '[1, "a"]', "{}", f'[{10**400}, "a", "%s"]'])
+async def test_page_tokens_of_other_makers_are_refused(orchestrator: Orchestrator, text: str) -> None:
+    filters = store.digest([], [], {})[:16]
+    token = base64.urlsafe_b64encode(text.replace("%s", filters).encode()).decode()
+    with pytest.raises(InvalidInputError, match="page_token is not one that this server gave"):
+        await orchestrator.stub.ListJobs(job_pb2.ListJobsRequest(page_token=token))
 
 
 async def test_a_page_fits_into_a_message_that_every_client_takes(orchestrator: Orchestrator, jobs: Jobs) -> None:

@@ -151,6 +151,25 @@ async def test_calls_over_the_limit_are_refused_with_a_time_to_retry() -> None:
     assert caught.value.retry_after > 0
 
 
+async def test_streams_that_are_followed_leave_room_for_calls() -> None:
+    async with connected(jobs(Jobs(lambda _: forever())), ServiceSettings(max_concurrent_rpcs=4)) as channel:
+        stub = job_pb2_grpc.JobServiceStub(channel)
+        followed = [stub.WatchJob(job_pb2.WatchJobRequest()) for _ in range(3)]
+        for stream in followed:
+            await stream.read()
+        with pytest.raises(errors.BusyError, match=r"3 streams are being followed already .* max_concurrent_rpcs"):
+            await stub.WatchJob(job_pb2.WatchJobRequest()).read()
+        with pytest.raises(errors.DeadlineError):  # it is handled, and waits
+            await stub.GetJob(job_pb2.GetJobRequest(), timeout=0.3)
+        followed[0].cancel()
+        while True:
+            try:
+                await stub.WatchJob(job_pb2.WatchJobRequest()).read()
+                break
+            except errors.BusyError:  # the server has not noticed yet
+                await asyncio.sleep(0.01)
+
+
 async def test_bytes_that_are_no_message_are_invalid() -> None:
     async with connected(jobs(Jobs(lambda _: job_pb2.Job()))) as channel:
         call = channel.unary_unary(f"/{JOBS}/GetJob", request_serializer=bytes, response_deserializer=bytes)

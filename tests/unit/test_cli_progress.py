@@ -74,6 +74,11 @@ def test_progress_keeps_the_newest_and_the_first() -> None:
     assert (progress.first_metrics["reward/mean"], progress.metrics["reward/mean"]) == (0.5, 0.6)
     assert progress.phases["train"].value == 0.4
     assert progress.eta == 2.0 * 8
+    waiting = job_pb2.StateChanged(state=job_pb2.Job.STATE_RUNNING, status_message="waiting for the trainer")
+    progress.apply(EVENT(state_changed=waiting))
+    assert progress.eta is None, "while the trainer is away, nobody knows"
+    progress.apply(step(2, {}, at=12, replayed=True))
+    assert progress.eta is None
 
 
 def test_replayed_steps_take_no_part_in_times() -> None:

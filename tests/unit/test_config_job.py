@@ -27,6 +27,10 @@ GRPO: dict[str, Any] = {
 }
 
 
+def nested(depth: int) -> dict[str, Any]:
+    return {"a": nested(depth - 1)} if depth else {}
+
+
 def grpo(changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """The job with some dotted keys changed."""
     config = copy.deepcopy(GRPO)
@@ -249,8 +253,12 @@ def test_warnings_come_once(changes: dict[str, Any], warning: str) -> None:
     [
         ({}, ["kind: must be one of pt, sft, grpo; got null"]),
         ({"kind": "gpro"}, ["kind: must be one of pt, sft, grpo; got 'gpro'; did you mean `grpo`?"]),
+        (
+            {"kind": "pt", "train": nested(30)},
+            ["train.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a: is nested more than 24 deep"],
+        ),
         ({"kind": "pt"}, ["train: is required for a pt job: the keys of train.yaml"]),
-        ({"kind": "pt", "train": []}, ["train: is required for a pt job: the keys of train.yaml"]),
+        ({"kind": "pt", "train": []}, ["train: must be a mapping, the keys of train.yaml; got []"]),
         (
             {"kind": "sft", "train": {"model": "m"}, "orch": {}},
             ["orch: is no part of a sft job, which has train"],

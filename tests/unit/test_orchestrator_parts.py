@@ -122,6 +122,19 @@ def test_eta_follows_the_step_time() -> None:
     assert eta.observe(3, 0) is None
 
 
+def test_time_in_which_a_worker_was_away_says_nothing_about_the_pace() -> None:
+    now = [0.0]
+    eta = Eta(lambda: now[0])
+    eta.observe(1, 10)
+    now[0] = 2.0
+    eta.observe(2, 10)
+    eta.interrupt()
+    now[0] = 1000.0
+    assert eta.observe(3, 10) == pytest.approx(14.0)
+    now[0] = 1002.0
+    assert eta.observe(4, 10) == pytest.approx(12.0)
+
+
 def test_plot(tmp_path: Path) -> None:
     plot_lines(tmp_path / "plots" / "loss.png", {"a": [(1, 2.0), (2, 1.0)], "none": []}, title="t", ylabel="loss")
     assert (tmp_path / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")

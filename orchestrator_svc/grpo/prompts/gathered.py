@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from orchestrator_svc.grpo.groups import Prompt
 from orchestrator_svc.grpo.prompts.dataset import read_examples, split_held_out
 from orchestrator_svc.grpo.rewards.scoring import Environment
 from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer
+from surogate.apart import apart
 from surogate.errors import ConfigError, UnimplementedError, Violation
 from surogate.structs import from_struct
 from surogate.v1 import reward_pb2
@@ -57,7 +58,7 @@ async def gather_examples(wanted: Wanted, *, seed: int) -> Examples:
         train = await _list(wanted, TRAIN, 0, seed) if wanted.train else []
         held_out = [] if wanted.held_out is None else await _list(wanted, EVAL, wanted.held_out, seed)
     except UnimplementedError:
-        train, held_out = await asyncio.to_thread(_from_dataset, wanted)
+        train, held_out = await apart(partial(_from_dataset, wanted))
     if wanted.train and not train:
         raise _wrong(wanted.config_key, f"environment {wanted.environment.id} has no examples to train on")
     if wanted.held_out is not None and not held_out:

@@ -49,7 +49,9 @@ class Ruler:
     async def _ask(self, group: Group) -> Mapping[str, Rollout]:
         """The rollouts as the judge scores them, by id."""
         copies = [replace(rollout) for rollout in group.rollouts]
-        scored, problem = await self._scorer.score(self._judge, group.draw.prompt.example, group.draw.group_id, copies)
+        scored, problem, _ = await self._scorer.score(
+            self._judge, group.draw.prompt.example, group.draw.group_id, copies
+        )
         if len(scored) < len(copies):
             raise SurogateError(problem)
         return {rollout.rollout_id: rollout for rollout in scored}

@@ -7,7 +7,7 @@ import copy
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
@@ -18,6 +18,7 @@ from orchestrator_svc.grpo.rewards.answers import take_rewards, words_of
 from orchestrator_svc.grpo.rewards.breaker import FIRST_PAUSE, Breaker
 from orchestrator_svc.grpo.rewards.services import RewardEndpoint
 from orchestrator_svc.grpo.rewards.shadow import Shadow
+from orchestrator_svc.grpo.stalls import Stalls
 from surogate.errors import (
     BusyError,
     CancelledError,
@@ -55,13 +56,31 @@ class Environment:
     """Most turns of the model in an episode; 0 where rollouts are single completions."""
 
 
+class Scored(NamedTuple):
+    """What became of a group."""
+
+    rollouts: list[Rollout]
+    """Those that have a reward now."""
+    problem: str
+    """What went wrong with others."""
+    scored_by: str
+    """The service, as the ledger calls it."""
+
+
 class Scorer:
     """Scores groups; a bounded number at once."""
 
     def __init__(
-        self, environments: Mapping[str, Environment], *, job: str, patience: float, judge: Environment | None = None
+        self,
+        environments: Mapping[str, Environment],
+        *,
+        job: str,
+        patience: float,
+        judge: Environment | None = None,
+        stalls: Stalls | None = None,
     ) -> None:
         """`judge` scores beside the environments; `patience`: seconds for which a service that is away is asked."""
+        self._stalls = stalls or Stalls()
         self._environments = dict(environments)
         self._configured = dict(environments)
         self._shadows: dict[str, Shadow] = {}
@@ -92,20 +111,23 @@ class Scorer:
         request.args.CopyFrom(spec.args)
         request.timeout.CopyFrom(_duration(spec.timeout))
 
-        async def call() -> reward_pb2.TakeTurnResponse:
-            stub = await spec.endpoint.environment()
+        async def call(service: Environment) -> reward_pb2.TakeTurnResponse:
+            stub = await service.endpoint.environment()
             return await stub.TakeTurn(request, timeout=spec.timeout + GRACE)
 
         async with self._turns:
             try:
-                return await self._ask(spec, call)
+                response, _ = await self._ask(spec, call)
+                return response
             except SurogateError as error:
                 raise self._named(spec, error, spec.timeout + GRACE) from error
 
     async def score(
         self, spec: Environment, example: reward_pb2.Example, group_id: str, rollouts: Sequence[Rollout]
-    ) -> tuple[list[Rollout], str]:
-        """Fills in `reward` and `components`; returns the rollouts that were scored, and what went wrong with others.
+    ) -> Scored:
+        """Fills in `reward` and `components` of the rollouts.
+
+        `spec` is asked; where it cannot be reached and was replaced meanwhile, what took its place.
 
         Raises:
             SurogateError: The group could not be scored at all.
@@ -124,20 +146,20 @@ class Scorer:
                 state=rollout.state if rollout.messages else None,
             )
 
-        async def call() -> reward_pb2.ScoreRolloutsResponse:
-            stub = await spec.endpoint.reward()
+        async def call(service: Environment) -> reward_pb2.ScoreRolloutsResponse:
+            stub = await service.endpoint.reward()
             return await stub.ScoreRollouts(request, timeout=_time_for(spec))
 
         async with self._room:
             try:
-                response = await self._ask(spec, call)
+                response, service = await self._ask(spec, call)
             except SurogateError as error:
                 raise self._named(spec, error, _time_for(spec)) from error
         scored, problem = take_rewards(spec.id, rollouts, response)
         if spec.key in self._shadows:
             rewards = {rollout.rollout_id: rollout.reward for rollout in scored}
             self._shadows[spec.key].offer(request, rewards, _time_for(spec))
-        return scored, problem
+        return Scored(scored, problem, service.endpoint.name)
 
     def replace(self, environment: str, endpoint: RewardEndpoint | None) -> None:
         """Has another service score an environment from the next group on; None is the configured one again."""
@@ -166,28 +188,40 @@ class Scorer:
             for name, value in shadow.drain().items()
         }
 
-    async def _ask(self, spec: Environment, call: Callable[[], Awaitable[ResponseT]]) -> ResponseT:
-        """Calls a service, again and again while it cannot be reached or is full: its methods are safe to repeat."""
-        breaker = self._breakers[spec.key]
+    async def _ask(
+        self, spec: Environment, call: Callable[[Environment], Awaitable[ResponseT]]
+    ) -> tuple[ResponseT, Environment]:
+        """Calls a service, again and again while it cannot be reached or is full: its methods are safe to repeat.
+
+        Returns the answer, and whose it is: one that is gone for good answers no more, whatever was begun with it.
+        """
         give_up = time.monotonic() + self._patience
+        service, breaker = spec, self._breakers[spec.key]
         while True:
             wait = 0.0
             async with breaker.attempt(give_up):
                 try:
-                    response = await call()
+                    response = await call(service)
                 except BusyError as error:
                     wait = max(error.retry_after, FIRST_PAUSE)  # whatever the service says: it is not to be flooded
                     if time.monotonic() + wait > give_up:
                         raise
-                except (UnavailableError, CancelledError):
+                except (UnavailableError, CancelledError) as error:
                     breaker.failed()
                     if time.monotonic() > give_up:
                         raise
+                    if breaker.is_open:
+                        await self._stalls.begin(_who(service), words_of(error))
                 else:
                     breaker.succeeded()
                     self._proven.add(spec.key)
-                    return response
+                    await self._stalls.end(_who(service))
+                    return response, service
             await asyncio.sleep(wait)
+            replaced = self._environments.get(spec.key, service)
+            if replaced.endpoint is not service.endpoint:
+                await self._stalls.end(_who(service))
+                service, breaker = replaced, self._breakers[spec.key]
 
     def _named(self, spec: Environment, error: SurogateError, seconds: float) -> SurogateError:
         """The failure of a call, telling whose it is; a refusal ends the job where the service never did otherwise."""
@@ -199,6 +233,11 @@ class Scorer:
             named = FailedPreconditionError("", reason=error.reason, metadata=error.metadata)
         named.message = f"environment {spec.id}: the reward service failed: {what}"
         return named
+
+
+def _who(service: Environment) -> str:
+    where = "" if service.endpoint.name == "built-in" else f" at {service.endpoint.name}"
+    return f"the reward service of {service.key}{where}"
 
 
 def _time_for(spec: Environment) -> float:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from orchestrator_svc.grpo.stalls import Stalls
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker, WorkerFailedError
 from surogate.errors import FailedPreconditionError, InternalError, SurogateError, UnavailableError, UnimplementedError
 from surogate.rpc.status import from_status
@@ -32,6 +33,8 @@ OTHER_BASE = "OTHER_BASE"
 
 QUEUE_FACTOR = 2
 """Rollouts given to a replica at once, as a multiple of the sequences that it generates at once."""
+
+_SOME_REPLICA = "an inference replica"
 
 Stub: TypeAlias = "inference_pb2_grpc.InferenceServiceAsyncStub"
 Updates: TypeAlias = "weights_pb2_grpc.WeightUpdateServiceAsyncStub"
@@ -99,7 +102,8 @@ class Pushed:
 class Replicas:
     """Balances requests over the replicas that serve, and brings the others back in the background."""
 
-    def __init__(self, workers: Sequence[Worker], source: Source) -> None:
+    def __init__(self, workers: Sequence[Worker], source: Source, stalls: Stalls | None = None) -> None:
+        self._stalls = stalls or Stalls()
         self.all = [Replica(worker) for worker in workers]
         self._source = source
         self._changed = asyncio.Condition()
@@ -228,7 +232,10 @@ class Replicas:
 
     async def _restore_or_fail(self, replica: Replica) -> None:
         try:
+            if not self._up():
+                await self._stalls.begin(_SOME_REPLICA, f"{replica.worker.name} has to come back with the weights")
             await self._restore(replica)
+            await self._stalls.end(_SOME_REPLICA)
         except SurogateError as error:
             _log.error("replica is lost", replica=replica.worker.name, error=str(error))
             replica.failure = error

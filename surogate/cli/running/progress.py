@@ -65,6 +65,7 @@ class Progress:
     samples: dict[int, list[job_pb2.Sample]] = field(default_factory=dict)
     """Samples shown, by step."""
     last_sequence: int = 0
+    _at_pace: bool = False
     _step_times: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
     def apply(self, event: job_pb2.JobEvent) -> None:
@@ -74,6 +75,7 @@ class Progress:
         if kind == "state_changed":
             self.state = state_name(event.state_changed.state)
             self.status_message = event.state_changed.status_message
+            self._at_pace = False
         elif kind == "step_completed":
             self._step(event.step_completed, event.time.ToMicroseconds() / 1e6)
         elif kind == "evaluation_completed":
@@ -85,9 +87,10 @@ class Progress:
 
     @property
     def eta(self) -> float | None:
-        """Seconds to the last step, from the pace of the last steps; None while not known."""
+        """Seconds to the last step, from the pace of the last steps; None while not known, as it is when something else
+        than training was said to happen since."""
         times = sorted(b - a for (_, a), (_, b) in pairwise(self._step_times))
-        if not times or not self.max_steps:
+        if not times or not self.max_steps or not self._at_pace:
             return None
         return times[len(times) // 2] * (self.max_steps - self.step)
 
@@ -98,6 +101,7 @@ class Progress:
         self.first_metrics = values | self.first_metrics
         if step.replayed:
             return
+        self._at_pace = True
         self._step_times.append((step.step, time))
         for phase, name in {**PHASES, "step": names.TIME_STEP}.items():
             if name in values:
