@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +13,7 @@ from pathlib import Path
 from surogate.caches import cache_root
 from surogate.errors import ConfigError, DataLossError, SurogateError, Violation
 from surogate.storage.objects import Item, Objects
+from surogate.storage.whole import new_folder
 from surogate.telemetry.log import get_logger
 from surogate.urls import is_url, join
 
@@ -23,7 +21,6 @@ TEXT = re.compile(r".*\.(json|jinja|txt|model|tiktoken)")
 """Files of a model beside its weights: configuration, tokenizer, template."""
 
 _AT_ONCE = 8
-_PART = ".part-"
 _log = get_logger("storage")
 
 
@@ -57,36 +54,22 @@ def fetch(url: str, key: str, *, only: re.Pattern[str] | None = None) -> Path:
     with locked(folder.with_name(f".{digest}.lock")):
         if not folder.is_dir():
             _log.info("fetching", url=url, bytes=sum(item.size for item in wanted))
-            new_folder(folder, lambda part: _download(objects, url, wanted, part / name))
+            write_folder(folder, lambda part: _download(objects, url, wanted, part / name))
     return folder / name
 
 
-def new_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Has `fill` write into a temporary folder that then becomes `folder`: whole, or not there.
 
     Raises DataLossError if the disk refuses, and whatever `fill` raises.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=_PART, dir=folder.parent))
-    except OSError as error:
-        raise DataLossError(f"cannot write into {folder.parent}: {error.strerror}") from error
-    try:
-        fill(part)
-        for path in part.rglob("*"):
-            _sync(path)
-        part.chmod(0o755)
-        part.rename(folder)
-        _sync(folder.parent)
+        with new_folder(folder) as part:
+            fill(part)
     except SurogateError:
-        shutil.rmtree(part, ignore_errors=True)
         raise
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise DataLossError(f"could not write {folder}: {error}") from error
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _download(objects: Objects, url: str, items: list[Item], target: Path) -> None:
@@ -113,11 +96,3 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

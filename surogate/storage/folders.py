@@ -10,7 +10,7 @@ from pathlib import Path
 import xxhash
 
 from surogate.errors import DataLossError
-from surogate.storage.fetch import new_folder
+from surogate.storage.fetch import write_folder
 from surogate.storage.objects import Objects
 from surogate.urls import join
 
@@ -61,7 +61,7 @@ def download(objects: Objects, url: str, folder: Path) -> None:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="download") as pool:
             list(pool.map(one, listed))
 
-    new_folder(folder, fill)
+    write_folder(folder, fill)
 
 
 def remove(objects: Objects, url: str, names: Iterable[str]) -> None:

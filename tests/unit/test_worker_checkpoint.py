@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from surogate.errors import DataLossError
+from surogate.storage.whole import new_folder
 from tests.helpers.models.engine import open_engine
 from tests.helpers.models.tiny import make_tiny_model, make_tiny_tokenizer
 from tests.unit.test_worker_grpo import samples
 from trainer_svc.worker.checkpoints import checkpoint as module
 from trainer_svc.worker.checkpoints.checkpoint_folders import newest_good, verify
-from trainer_svc.worker.checkpoints.files import new_folder
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from surogate.config.problems import violations_of
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, DataLossError, FailedPreconditionError, OutOfRangeError, Violation
 from surogate.internal.v1 import worker_pb2 as worker
+from surogate.storage.whole import remove_leftovers
 from surogate.structs import from_struct
 from surogate.urls import is_url
 from surogate.v1 import common_pb2
@@ -20,7 +21,6 @@ from trainer_svc.worker import determinism, grpo
 from trainer_svc.worker.adapters.lora_targets import remark
 from trainer_svc.worker.checkpoints import checkpoint_folders
 from trainer_svc.worker.checkpoints.checkpoint import restore
-from trainer_svc.worker.checkpoints.files import remove_leftovers
 from trainer_svc.worker.checkpoints.remote import RemoteCheckpoints, Saved, newest
 from trainer_svc.worker.checkpoints.saving import save_checkpoint, save_final
 from trainer_svc.worker.data.prepare import prepare

@@ -112,7 +112,8 @@ def merge(adapter: Path, base: str, output: Path, dtype: str = "auto") -> None:
     import torch
     from transformers import AutoTokenizer
 
-    from trainer_svc.worker.checkpoints.files import new_folder, write_model
+    from surogate.storage.whole import new_folder
+    from trainer_svc.worker.checkpoints.files import write_model
 
     model = _load_base(base, adapter)
     stored = getattr(torch, dtype) if dtype != "auto" else model.dtype

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from surogate.errors import DataLossError
 from surogate.storage.folders import fingerprint
+from surogate.storage.whole import move_files, new_folder
 from trainer_svc.worker import determinism
 from trainer_svc.worker.adapters import lora
 from trainer_svc.worker.checkpoints.card import write_card
 from trainer_svc.worker.checkpoints.checkpoint_folders import STATE, Warn, checkpoints, forget_old, state_of
-from trainer_svc.worker.checkpoints.files import move_files, new_folder, write_adapter, write_model
+from trainer_svc.worker.checkpoints.files import write_adapter, write_model
 from trainer_svc.worker.model.spread import share_like, whole, whole_state
 from trainer_svc.worker.session import TrainingSession
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from surogate.errors import DataLossError
 from surogate.storage.folders import fingerprint
-from trainer_svc.worker.checkpoints.files import remove_folder
+from surogate.storage.whole import remove_folder
 
 STATE = "trainer_state"
 """What a resume needs beside the model or adapter, in a folder of this name."""

@@ -20,7 +20,7 @@ import xxhash
 
 from surogate.caches import VARIABLE, cache_root
 from surogate.errors import DataLossError
-from trainer_svc.worker.checkpoints.files import new_folder
+from surogate.storage.whole import new_folder
 
 META = "meta.json"
 """File that completes an entry: what is known of its content, and the sizes of its files."""
