@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -13,18 +13,12 @@ from sqlalchemy import Connection
 
 from orchestrator_svc.grpo.ahead import Ahead
 from orchestrator_svc.grpo.batch import Batch, Collector
+from orchestrator_svc.grpo.environments import OpenEnvironment, open_environments, service_of
 from orchestrator_svc.grpo.evaluate import Evaluator
 from orchestrator_svc.grpo.groups import Cause
 from orchestrator_svc.grpo.ledger import Ledger
 from orchestrator_svc.grpo.loop import GrpoLoop
-from orchestrator_svc.grpo.opening import (
-    fit,
-    open_book,
-    open_environments,
-    open_trainer,
-    prepare_prompts,
-    service_of,
-)
+from orchestrator_svc.grpo.opening import fit, open_book, open_trainer, prepare_prompts
 from orchestrator_svc.grpo.reporting.report import Reporter
 from orchestrator_svc.grpo.reporting.step_traces import StepTraces
 from orchestrator_svc.grpo.rewards.replacing import Replacing
@@ -45,7 +39,7 @@ from orchestrator_svc.jobs.context import JobContext
 from orchestrator_svc.jobs.workers import start_workers
 from orchestrator_svc.jobstore.journal import LeaseLostError
 from orchestrator_svc.jobstore.scaling import scale_of
-from orchestrator_svc.launchers.base import WorkerPool
+from orchestrator_svc.launchers.base import Worker, WorkerPool
 from surogate.apart import apart
 from surogate.config.job import GrpoJob
 from surogate.errors import CancelledError, SurogateError
@@ -94,38 +88,13 @@ async def _put_together(
     environments = await open_environments(settings, workers.rewards, stack)
 
     stalls = Stalls(ctx)
-    await ctx.set_status("waiting for the trainer to load the model")
-    reporter = Reporter(
-        ctx,
-        ledger,
-        max_steps=settings.plan.max_steps,
-        write_metrics=settings.write_metrics,
-        rollout_bytes=settings.rollout_bytes,
-    )
-    trainer = await open_trainer(ctx, workers.trainer, ledger, reporter, settings, stalls)
-    stack.push_async_exit(partial(_close, trainer))
-    await reporter.open(trainer.step)
-
-    count = len(workers.inference)
-    await ctx.set_status(f"waiting for {count} inference replica{'s' if count > 1 else ''}")
-    replicas = Replicas(workers.inference, trainer, stalls)
-    stack.push_async_callback(replicas.close)
-    await replicas.start()
-    scaling = ReplicaScaling(ctx, pool, replicas)
-    stack.push_async_callback(scaling.close)
-    scaling.start()
-
+    trainer, reporter = await _start_trainer(ctx, workers.trainer, settings, ledger, stalls, stack)
+    replicas = await _start_replicas(ctx, pool, workers.inference, trainer, stalls, stack)
     plan = fit(settings.plan, replicas, settings)
     prompts, held_out = await prepare_prompts(ctx, plan, environments, tokenizer)
     book, drawer = await open_book(ctx, settings, plan, prompts, ledger, trainer.step)
     generator = Generator(replicas, timeout=settings.timeout)
-    by_key = {item.environment.key: item.environment for item in environments}
-    judge = service_of(settings.ruler.judge, workers.rewards) if settings.ruler else None
-    scorer = Scorer(by_key, judge=judge, job=ctx.job_id, patience=settings.timeout, stalls=stalls)
-    ruler = Ruler(scorer, judge, settings.ruler) if judge and settings.ruler else None
-    replacing = Replacing(ctx, scorer)
-    stack.push_async_callback(replacing.close)
-    await replacing.start()
+    scorer, ruler = await _start_scorer(ctx, environments, workers.rewards, settings, stalls, stack)
     last = await ledger.last_step()
     player = Player(plan, generator, scorer, tokenizer)
     collect = Collector(plan, drawer, player, scorer, ruler).collect
@@ -153,6 +122,61 @@ async def _put_together(
         traces=traces,
         origin_step=int(ctx.state["start_step"]),
     )
+
+
+async def _start_trainer(
+    ctx: JobContext, worker: Worker, settings: Settings, ledger: Ledger, stalls: Stalls, stack: AsyncExitStack
+) -> tuple[Trainer, Reporter]:
+    await ctx.set_status("waiting for the trainer to load the model")
+    reporter = Reporter(
+        ctx,
+        ledger,
+        max_steps=settings.plan.max_steps,
+        write_metrics=settings.write_metrics,
+        rollout_bytes=settings.rollout_bytes,
+    )
+    trainer = await open_trainer(ctx, worker, ledger, reporter, settings, stalls)
+    stack.push_async_exit(partial(_close, trainer))
+    await reporter.open(trainer.step)
+    return trainer, reporter
+
+
+async def _start_replicas(
+    ctx: JobContext,
+    pool: WorkerPool,
+    workers: Sequence[Worker],
+    trainer: Trainer,
+    stalls: Stalls,
+    stack: AsyncExitStack,
+) -> Replicas:
+    """The replicas, with the trainer's weights, and what gives the job more or fewer of them."""
+    count = len(workers)
+    await ctx.set_status(f"waiting for {count} inference replica{'s' if count > 1 else ''}")
+    replicas = Replicas(workers, trainer, stalls)
+    stack.push_async_callback(replicas.close)
+    await replicas.start()
+    scaling = ReplicaScaling(ctx, pool, replicas)
+    stack.push_async_callback(scaling.close)
+    scaling.start()
+    return replicas
+
+
+async def _start_scorer(
+    ctx: JobContext,
+    environments: Sequence[OpenEnvironment],
+    rewards: Mapping[str, Worker],
+    settings: Settings,
+    stalls: Stalls,
+    stack: AsyncExitStack,
+) -> tuple[Scorer, Ruler | None]:
+    """The scorer, with what replaces its services while the job runs, and the judge that ranks groups."""
+    by_key = {item.environment.key: item.environment for item in environments}
+    judge = service_of(settings.ruler.judge, rewards) if settings.ruler else None
+    scorer = Scorer(by_key, judge=judge, job=ctx.job_id, patience=settings.timeout, stalls=stalls)
+    replacing = Replacing(ctx, scorer)
+    stack.push_async_callback(replacing.close)
+    await replacing.start()
+    return scorer, Ruler(scorer, judge, settings.ruler) if judge and settings.ruler else None
 
 
 async def _close(
