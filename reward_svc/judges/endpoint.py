@@ -19,6 +19,8 @@ from surogate.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 MAX_BYTES = 4 << 20
 """Largest answer of an endpoint."""
 
+_MAX_TOKENS = 10**9
+
 MAX_PAUSE = 30.0
 """Longest pause before a request is made again, in seconds."""
 
@@ -124,12 +126,15 @@ class Endpoint:
         request = inference_pb2.StreamGenerateRequest(sampling=sampling_params({**self.sampling, **self.extra_body}))
         for message in messages:
             request.conversation.messages.add(role=message["role"], content=message["content"])
-        pieces, given, made = [], 0, 0
+        pieces, size, given, made = [], 0, 0, 0
         try:
             async with open_channel(address, ClientSecurity(tls=tls, token=self.key)) as channel:
                 stub = inference_pb2_grpc.InferenceServiceStub(channel)
                 async for piece in stub.StreamGenerate(request, timeout=self.timeout):
                     pieces.append(piece.text)
+                    size += len(piece.text)
+                    if size > MAX_BYTES:
+                        raise _too_long()
                     given += piece.prompt_tokens
                     made += len(piece.token_ids)
         except BusyError as error:
@@ -156,8 +161,12 @@ async def _read(response: httpx2.Response) -> bytes:
     async for chunk in response.aiter_bytes():
         content += chunk
         if len(content) > MAX_BYTES:
-            raise JudgeError(f"the judge answered more than {MAX_BYTES >> 20} MiB")
+            raise _too_long()
     return bytes(content)
+
+
+def _too_long() -> JudgeError:
+    return JudgeError(f"the judge answered more than {MAX_BYTES >> 20} MiB")
 
 
 def _completion(url: str, content: bytes) -> Reply:
@@ -165,9 +174,14 @@ def _completion(url: str, content: bytes) -> Reply:
         answer = json.loads(content)
         text = answer["choices"][0]["message"]["content"] or ""
         usage = answer.get("usage") or {}
-        return Reply(str(text), int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return Reply(str(text), _tokens(usage.get("prompt_tokens")), _tokens(usage.get("completion_tokens")))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise JudgeError(f"{url} answered something other than a chat completion: {content[:200]!r}") from error
+
+
+def _tokens(said: Any) -> int:
+    """A number of tokens; 0 for what can be none."""
+    return said if type(said) is int and 0 <= said <= _MAX_TOKENS else 0
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

@@ -48,6 +48,8 @@ need to. Then end with one JSON object, with every id once, and nothing after it
 S is a number from 0 (worst) to 1 (best)."""
 
 _TAIL = 50_000  # characters of an answer that are looked at
+_MOST_OBJECTS = 2_000  # places where one may begin, from the end: more verdicts than that do not fit
+_REASON = 1_000  # characters
 
 
 class UnreadableError(ValueError):
@@ -110,12 +112,14 @@ def _verdict(item: Mapping[str, Any]) -> Verdict:
     score = item.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score) or not 0 <= score <= 1:
         raise UnreadableError(f"the score of {item['id']} is {score!r}, and must be a number from 0 to 1")
-    return Verdict(float(score), str(item.get("reason", "")))
+    reason = str(item.get("reason", ""))[:_REASON]
+    return Verdict(float(score), reason.encode("utf-8", "replace").decode())  # JSON may have halves of characters
 
 
 def _scores(text: str) -> list[Any]:
     """`scores` of the last JSON object that has them: what comes before may be thoughts."""
-    decoder, start, last = json.JSONDecoder(), text.find("{"), None
+    begins = [place for place, letter in enumerate(text) if letter == "{"][-_MOST_OBJECTS:]
+    decoder, start, last = json.JSONDecoder(), begins[0] if begins else -1, None
     while start >= 0:
         end = start + 1
         try:

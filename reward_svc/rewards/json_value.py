@@ -24,6 +24,9 @@ _FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\n(.*?)```", re.DOTALL)
 _STRING = re.compile(r'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
 MAX_DEPTH = 100
 
+DEEP = 20
+"""Levels of a value from which on a check that goes too deep is the value's fault, and not the schema's."""
+
 Keyword = Callable[[Any, Any, Any, Any], Iterator[jsonschema.ValidationError] | None]
 
 _ends: ContextVar[tuple[float, float]] = ContextVar("ends")
@@ -70,9 +73,17 @@ def first_error(validator: Any, value: Any, seconds: float = 1.0) -> str | None:
         return "a number is too large"
     except referencing.exceptions.Unresolvable as missing:
         raise ValueError(f"refers to {missing.ref!r}, which is not in the schema") from missing
-    except RecursionError:
+    except RecursionError as error:
+        if _levels(value) < DEEP:
+            raise ValueError("refers to itself without end") from error
         return "nested too deeply"
     return None if error is None else f"{error.json_path}: {error.message}"[:300]
+
+
+def _levels(value: Any) -> int:
+    """How deep a value is nested."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_levels, inner), default=0)
 
 
 def _depth(text: str) -> int:

@@ -76,11 +76,15 @@ def configure(log_format: LogFormat = "auto", level: str = "info", stream: TextI
 
 def formatter(as_json: bool, *, colors: bool = False) -> logging.Formatter:
     """The `logging.Formatter` of our lines, also for handlers that others set up (files, child processes)."""
+    # A plain traceback: the other one shows local variables, keys and tokens among them.
+    plain = structlog.dev.plain_traceback
     renderer: Any = (
-        structlog.processors.JSONRenderer(default=str) if as_json else structlog.dev.ConsoleRenderer(colors=colors)
+        structlog.processors.JSONRenderer(default=str)
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
     )
     closing: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, _redact]
-    closing.append(structlog.processors.format_exc_info if as_json else _tame)
+    closing += [structlog.processors.format_exc_info, *([] if as_json else [_tame])]
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[structlog.stdlib.ExtraAdder(), _name_as_component, *_shared(as_json)],
         processors=[*closing, renderer],

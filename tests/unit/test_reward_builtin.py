@@ -78,6 +78,32 @@ def test_json_schema(completion: str, expected: float) -> None:
     assert score("json-schema", {"schema": SCHEMA, "parsed_reward": 0.25}, completion).reward == expected
 
 
+def test_a_schema_that_refers_to_itself_without_end_is_an_error() -> None:
+    for schema in ({"$ref": "#"}, {"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"not": {"$ref": "#"}}}}):
+        with pytest.raises(InvalidInputError, match="refers to itself without end"):
+            score("json-schema", {"schema": schema}, "{}")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a{1000000}", "(?:a{1000}){1000}", "((a{100}){100}){100}", "(?:[a-z]b{99}){9999}", "x{5}" * 50_000]
+)
+def test_a_pattern_that_repeats_too_often_is_refused_before_it_is_compiled(pattern: str) -> None:
+    with pytest.raises(InvalidInputError, match="repeats too often"):
+        score("regex", {}, "a", fields={"pattern": pattern})
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+        r"(\w{1,100} ){0,10000}\{5}",
+        "(?:a{10}b{10}c{10}d{10}e{10}f{10}){3}",
+    ],
+)
+def test_ordinary_counts_are_not_refused(pattern: str) -> None:
+    assert score("regex", {"pattern": pattern}, "a").reward == 0.0
+
+
 def test_json_schema_of_the_example_and_wrong_schemas() -> None:
     assert score("json-schema", {}, "3", fields={"schema": {"type": "integer"}}).reward == 1.0
     assert score("json-schema", {}, '"x"', fields={"schema": '{"type": "integer"}'}).reward == 0.0

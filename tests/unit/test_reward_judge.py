@@ -17,7 +17,7 @@ from surogate.errors import InvalidInputError
 from surogate.structs import from_struct, to_struct
 from surogate.v1 import common_pb2, inference_pb2, inference_pb2_grpc, reward_pb2
 from tests.helpers.grpo.grpo_job import job_config
-from tests.helpers.reward.judge_server import JudgeServer, judge_server, material, scores
+from tests.helpers.reward.judge_server import JudgeServer, completion, judge_server, material, scores
 from tests.helpers.reward.rewards import group, outcomes, reward_stub
 from tests.helpers.rpc import serving
 
@@ -118,6 +118,7 @@ async def test_where_one_url_fails_the_next_is_asked() -> None:
         ((401, {}, "who?"), "401: who? (the key is the environment variable TEST_API_KEY"),
         ((200, {}, "<html>"), "something other than a chat completion"),
         ((200, {}, '{"choices": []}'), "something other than a chat completion"),
+        ((200, {}, '{"choices": ' + "[" * 100_000), "something other than a chat completion"),
         ((200, {}, "x" * (5 << 20)), "more than 4 MiB"),
         ((500, {"retry-after": "0"}, "oh"), "failed 2 times; the last time: "),
         ((200, {"content-length": "5000"}, "cut"), "failed 2 times"),
@@ -128,6 +129,25 @@ async def test_failures_are_told(answer: Any, why: str) -> None:
         response = await judged("x", given=args(judge, api_key_var="TEST_API_KEY"))
         assert outcomes(response) == ["JUDGE_FAILED"]
         assert why in response.results[0].error.message
+
+
+@pytest.mark.parametrize("used", ["-5", "Infinity", "1" + "0" * 400, '"many"', "null", "[1]"])
+async def test_tokens_that_cannot_be_are_not_counted(used: str) -> None:
+    said = completion(scores(0.5)).replace("1000", used)
+    with judge_server(lambda request: (200, {}, said)) as judge:
+        response = await judged("x", given=args(judge))
+        assert outcomes(response) == [0.5]
+        assert response.results[0].score.components["input_tokens"] == 0
+
+
+def test_a_reason_may_have_half_a_character_and_has_an_end() -> None:
+    (verdict,) = read_verdicts('{"scores": [{"id": 1, "score": 1, "reason": "\\ud800' + "x" * 5000 + '"}]}', 1)
+    assert verdict.reason.startswith("?x") and len(verdict.reason) == 1000
+
+
+def test_as_many_verdicts_as_fit_are_read_after_thoughts_full_of_braces() -> None:
+    text = "{" * 5000 + scores(*[0.5] * 256)
+    assert len(read_verdicts(text, 256)) == 256
 
 
 async def test_an_endpoint_that_hangs_is_given_up() -> None:

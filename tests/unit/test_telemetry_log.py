@@ -88,6 +88,21 @@ def test_text_of_others_forges_no_line_and_steers_no_terminal() -> None:
     assert "\r" not in out.getvalue()
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_exception_shows_no_local_variables_and_steers_no_terminal(as_json: bool) -> None:
+    out = io.StringIO()
+    log.configure("json" if as_json else "text", "info", stream=out)
+    key = "-".join(["s", "k", "secret"])
+    try:
+        raise ValueError("\x1b]0;owned\x07")
+    except ValueError:
+        log.get_logger("reward").warning("scoring failed", exc_info=True)
+    log.configure("text", "warning")
+    said = out.getvalue()
+    assert "Traceback" in said and "ValueError" in said and "owned" in said
+    assert key not in said and "\x1b" not in said and "\x07" not in said
+
+
 def test_secrets_inside_of_values_are_left_out() -> None:
     out = io.StringIO()
     log.configure("json", "info", stream=out)
