@@ -45,39 +45,20 @@ M = TypeVar("M", bound=ConfigModel)
 
 
 @dataclass(frozen=True)
-class PtJob:
-    """Pretraining: next-token loss on raw text.
+class SupervisedJob:
+    """Next-token loss on data: pretraining on raw text (`pt`), or instructions and conversations, full or LoRA (`sft`).
 
     Attributes:
+        kind: Which of the two.
         train: train.yaml.
         warnings: What the author should know, as `key: text`; no part of what makes jobs equal.
         cluster: cluster.yaml, None without one.
     """
 
+    kind: Literal["pt", "sft"]
     train: TrainConfig
     warnings: list[str] = field(default_factory=list, compare=False)
     cluster: ClusterConfig | None = None
-    kind: Literal["pt"] = "pt"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The configuration as `resolve_job` takes it, all keys set."""
-        return _dumped(self.kind, train=self.train, cluster=self.cluster)
-
-
-@dataclass(frozen=True)
-class SftJob:
-    """Supervised fine-tuning of instructions and conversations, full or LoRA.
-
-    Attributes:
-        train: train.yaml.
-        warnings: What the author should know, as `key: text`; no part of what makes jobs equal.
-        cluster: cluster.yaml, None without one.
-    """
-
-    train: TrainConfig
-    warnings: list[str] = field(default_factory=list, compare=False)
-    cluster: ClusterConfig | None = None
-    kind: Literal["sft"] = "sft"
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as `resolve_job` takes it, all keys set."""
@@ -108,7 +89,7 @@ class GrpoJob:
         return _dumped(self.kind, train=self.train, infer=self.infer, orch=self.orch, cluster=self.cluster)
 
 
-AnyJob: TypeAlias = PtJob | SftJob | GrpoJob
+AnyJob: TypeAlias = SupervisedJob | GrpoJob
 
 
 def _within(config: Any, *keys: str) -> Any:
@@ -173,7 +154,7 @@ class _Resolver:
         self.stop_if_wrong()
         assert train is not None
         said = self.said()
-        return PtJob(train, said, self.cluster) if kind == "pt" else SftJob(train, said, self.cluster)
+        return SupervisedJob("pt" if kind == "pt" else "sft", train, said, self.cluster)
 
     def kind(self, config: Mapping[str, Any]) -> str:
         kind = config.get("kind")

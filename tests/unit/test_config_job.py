@@ -13,7 +13,7 @@ from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surogate.config.job import GrpoJob, PtJob, SftJob, resolve_job
+from surogate.config.job import GrpoJob, SupervisedJob, resolve_job
 from surogate.config.load import parse_yaml
 from surogate.errors import ConfigError
 
@@ -63,7 +63,7 @@ def through_struct(config: dict[str, Any]) -> dict[str, Any]:
 
 def test_pt_trains_all_weights_unless_told_otherwise() -> None:
     job = resolve_job({"kind": "pt", "train": {"model": "m", "datasets": [TEXT]}})
-    assert isinstance(job, PtJob)
+    assert isinstance(job, SupervisedJob)
     assert job.kind == "pt"
     assert not job.train.lora
     assert job.warnings == []
@@ -71,7 +71,8 @@ def test_pt_trains_all_weights_unless_told_otherwise() -> None:
 
 def test_sft_trains_adapters_unless_told_otherwise() -> None:
     job = resolve_job({"kind": "sft", "train": {"model": "m", "optimizer": "adamw", "datasets": [TALK]}})
-    assert isinstance(job, SftJob)
+    assert isinstance(job, SupervisedJob)
+    assert job.kind == "sft"
     assert job.train.lora
     assert job.warnings == []
 

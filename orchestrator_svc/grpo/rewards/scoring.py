@@ -29,10 +29,10 @@ from surogate.errors import (
 )
 from surogate.v1 import reward_pb2
 
-MAX_CONCURRENT = 64
+GROUPS_AT_ONCE = 64
 """Groups that are scored at once, over all environments."""
 
-MAX_TURNS = 256
+TURNS_AT_ONCE = 256
 """Turns that environments answer at once, over all episodes."""
 
 GRACE = 5.0
@@ -89,8 +89,8 @@ class Scorer:
         """Environments that have answered: what their service refuses from then on costs one group, not the job."""
         self._job = job
         self._patience = patience
-        self._room = asyncio.Semaphore(MAX_CONCURRENT)
-        self._turns = asyncio.Semaphore(MAX_TURNS)
+        self._room = asyncio.Semaphore(GROUPS_AT_ONCE)
+        self._turns = asyncio.Semaphore(TURNS_AT_ONCE)
 
     def environment(self, key: str) -> Environment:
         """An environment, with the service that it has now."""
