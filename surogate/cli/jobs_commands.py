@@ -133,7 +133,9 @@ def generate(
     ],
     prompt: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="What to say. Without it: a conversation on a terminal, else standard input."),
+        typer.Argument(
+            metavar="PROMPT", help="What to say. Without it: a conversation on a terminal, else standard input."
+        ),
     ] = None,
     system: Annotated[Optional[str], typer.Option(help="System message.", show_default=False)] = None,  # noqa: UP045
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,

@@ -51,7 +51,7 @@ ClusterFile = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--cluster", help="cluster.yaml: what the job's pods get on Kubernetes.", show_default=False),
 ]
-ConfigFile = Annotated[Path, typer.Argument(help="train.yaml of the job.", show_default=False)]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="train.yaml of the job.", show_default=False)]
 
 
 @app.command(rich_help_panel="Training")

@@ -18,7 +18,7 @@ Fate = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line.")]
 
 rollouts_app = typer.Typer(
-    help="Look at the rollouts that a GRPO job stored, and export them.",
+    help="Look at the rollouts that a GRPO job stored, export them, and score them again.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -57,7 +57,9 @@ def show(
 @rollouts_app.command("export")
 def export(
     output_dir: Folder,
-    file: Annotated[Path, typer.Argument(help="A .jsonl, .csv or .parquet file to write.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .jsonl, .csv or .parquet file to write.", show_default=False)
+    ],
     first: First = 0,
     last: Last = None,
     env: Env = None,

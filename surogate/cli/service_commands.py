@@ -49,7 +49,9 @@ def tokenize(context: typer.Context) -> None:
 
 @config_app.command("check")
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Any of train.yaml, infer.yaml, orch.yaml.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", help="Any of train.yaml, infer.yaml, orch.yaml, cluster.yaml.")
+    ],
     overrides: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as the training commands do."),
