@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = ["test_kubernetes_launcher.py", "test_kubernetes_objects.py"]
+TESTS = ["test_kubernetes_launcher.py", "test_kubernetes_objects.py", "test_kubernetes_recorded.py"]
 HERE = Path(__file__).parent
 
 

@@ -20,7 +20,7 @@ from orchestrator_svc.launchers.kubernetes.api import CONFIG_MAP, Api, ApiUnavai
 from orchestrator_svc.launchers.kubernetes.mirror import Mirror
 from surogate.v1 import job_pb2
 from tests.contract.test_kubernetes_grpo import grpo_config
-from tests.contract.test_kubernetes_launcher import nothing_left
+from tests.contract.test_kubernetes_launcher import nothing_left, notices
 from tests.helpers.cluster.kube import Cluster, write_kubeconfig
 from tests.helpers.cluster.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, training_on
 from tests.helpers.cluster.kube_server import ApiServer, Object, Request, StatusError
@@ -438,6 +438,25 @@ async def test_a_queue_takes_as_long_as_it_takes(tmp_path: Path, monkeypatch: py
         cluster.api.change_spec("jobs", made["metadata"]["name"], suspend=False)
         ended = await orchestrator.ended(job.name)
         assert ended.state == State.STATE_SUCCEEDED, ended.status_message
+
+
+async def test_a_job_that_its_queue_preempts_says_so_and_goes_on(tmp_path: Path) -> None:
+    """Kueue suspends the Job again; the Job controller deletes its pods, and says no more."""
+    async with training_on(tmp_path, TrainerPods(0.05)) as (orchestrator, cluster):
+        config = {**sft_config(max_steps=20), "cluster": {"queue": "research"}}
+        job = await orchestrator.create(config, job_id="one")
+        [made] = await cluster.until(lambda: list(cluster.api.objects["jobs"].values()))
+        cluster.api.change_spec("jobs", made["metadata"]["name"], suspend=False)
+        await orchestrator.until_step(job.name, 2)
+        cluster.api.change_spec("jobs", made["metadata"]["name"], suspend=True)
+        cluster.api.begin_deletion("pods", cluster.pod("trainer"))
+        await cluster.until(lambda: not cluster.pods)
+        await asyncio.sleep(0.5)
+        assert (await orchestrator.get(job.name)).workers[0].status_message == "waits for quota in the queue research"
+        cluster.api.change_spec("jobs", made["metadata"]["name"], suspend=False)
+        again = "trainer-0 had to give its place up, and waits for quota in the queue research; it runs again"
+        assert again in notices(await orchestrator.history(job.name))
+        assert (await orchestrator.get(job.name)).state == State.STATE_SUCCEEDED
 
 
 async def test_an_image_that_cannot_be_pulled_is_named_when_time_is_up(

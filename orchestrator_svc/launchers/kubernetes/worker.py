@@ -226,7 +226,7 @@ class KubernetesWorker(RestartedWorker):
         pod = next((pod for pod in reversed(pods) if _node(pod) == 0 and _runs(pod)), None)
         uid = pod["metadata"]["uid"] if pod is not None else ""
         if self._pod_uid and uid != self._pod_uid:
-            await self._note_loss([one for one in pods if one["metadata"]["uid"] == self._pod_uid])
+            await self._note_loss(job, [one for one in pods if one["metadata"]["uid"] == self._pod_uid])
             self._down()
         if pod is not None and not self._pod_uid:
             self._pod_uid = uid
@@ -238,10 +238,13 @@ class KubernetesWorker(RestartedWorker):
                 self._lost = ""
         await self._say(await self._troubles.of(job, pods, is_up=bool(self._pod_uid)))
 
-    async def _note_loss(self, before: Sequence[Object]) -> None:
+    async def _note_loss(self, job: Object, before: Sequence[Object]) -> None:
         """Tells at once that the cluster takes the pod away: the next one may have to wait for room. How a pod ends by
         itself is told with what follows from it."""
         self._lost = words.how_pod_ended(before[0]) if before else "lost its pod"
+        if queued := words.why_queued(job).text:
+            self._lost = f"had to give its place up, and {queued}"
+            return  # which is told as what it waits for
         if before and words.is_moved(before[0]):
             await self._tell(f"{self.name} {self._lost}; another pod will take its place")
 

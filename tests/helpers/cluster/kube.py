@@ -183,6 +183,7 @@ class Cluster:
             self._finish(job, conditions)
             return
         if spec.get("suspend") or self.starves:
+            self._begun.discard(job["metadata"]["uid"])  # pods that it loses now are no failures
             return
         mine = [pod for pod in self.pods if self._job_of(pod) is job]
         broken = [pod for pod in mine if pod["status"]["phase"] == "Failed" and not _disrupted(pod)]
