@@ -253,12 +253,22 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     def _check_cluster(self, job: AnyJob) -> list[str]:
         """Makes sure that the job asks for nothing that it may not have; returns what its author should know."""
         self._check_images(job)
+        self._check_replicas(job)
         if job.cluster is None:
             return []
         if self._settings.launcher != "kubernetes":
             return [f"cluster: has no effect here: the launcher is {self._settings.launcher}, not kubernetes"]
         check_cluster(job.cluster, self._settings)
         return []
+
+    def _check_replicas(self, job: AnyJob) -> None:
+        """Makes sure that a job begins with no more replicas than it could be scaled to."""
+        if job.kind != "grpo" or self._settings.launcher == "static" or job.infer.dp <= self._settings.max_replicas:
+            return
+        why = (
+            f"is {job.infer.dp}; this server gives a job {self._settings.max_replicas} replicas at most (max_replicas)"
+        )
+        raise ConfigError.of([Violation("infer.dp", why)])
 
     def _check_images(self, job: AnyJob) -> None:
         """Makes sure that reward services of the author's own can be run, and may be."""

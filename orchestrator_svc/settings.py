@@ -124,7 +124,7 @@ class OrchestratorSettings(ServiceSettings):
     """Jobs that may wait; more are refused with RESOURCE_EXHAUSTED."""
 
     max_replicas: int = Field(64, ge=1)
-    """Most inference replicas that ScaleJob gives a job."""
+    """Most inference replicas of a job, from the start (infer.dp) or by ScaleJob."""
 
     max_worker_restarts: int = Field(3, ge=0)
     """Local and Kubernetes launcher: restarts of one worker within ten minutes before its job fails."""

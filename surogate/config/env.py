@@ -88,8 +88,8 @@ class EvalConfig(ConfigModel):
     """Environments to evaluate, by id; their held-out prompts are used."""
     num_examples: Annotated[int, one_of(_is_examples, "must be -1 or a whole number of 1 or more")] = -1
     """Prompts of each environment, ≥ 1. -1 = all that are held out."""
-    rollouts_per_example: Size = 1
-    """Rollouts of each prompt, ≥ 1; their rewards are averaged."""
+    rollouts_per_example: Annotated[Size, Field(le=1024)] = 1
+    """Rollouts of each prompt, 1 to 1024; their rewards are averaged."""
     interval: Size = 100
     """Steps between evaluations, ≥ 1."""
     eval_base_model: bool = True

@@ -54,8 +54,10 @@ class ClientConfig(ConfigModel):
 
     base_url: Annotated[list[Address], BeforeValidator(_as_list)] | None = None
     """gRPC addresses `host:port` of inference services that already run (static launch). null = the launcher's."""
-    timeout: Positive = 1200.0
-    """Longest time for one request for rollouts, in seconds, > 0."""
+    timeout: Annotated[Positive, Field(le=1_000_000)] = 1200.0
+    """Longest time for one request for rollouts, in seconds, > 0, at most 1,000,000 (gRPC takes much longer ones for
+    over at once).
+    """
 
 
 class CheckpointConfig(ConfigModel):
@@ -107,23 +109,24 @@ class OrchConfig(ConfigModel):
     """The model that samples."""
     env: list[EnvConfig]
     """The environments: prompts and rewards. At least one entry."""
-    batch_size: Size = 128
-    """Rollouts in an optimiser step, a multiple of rollouts_per_example, ≥ 2."""
-    rollouts_per_example: Size = 1
-    """Rollouts of each prompt, the group, ≥ 2: a group of one has no advantage, unless advantage.type is custom."""
+    batch_size: Annotated[Size, Field(le=1 << 20)] = 128
+    """Rollouts in an optimiser step, a multiple of rollouts_per_example, 2 to 1,048,576."""
+    rollouts_per_example: Annotated[Size, Field(le=1024)] = 1
+    """Rollouts of each prompt, the group, 2 to 1024: a group of one has no advantage, unless advantage.type is custom.
+    """
     seq_len: Size = 2048
     """Longest prompt and completion together, in tokens, ≥ 2. As sequence_len of train.yaml."""
     max_steps: Size | None = None
     """Optimiser steps in all, ≥ 1. As max_steps of train.yaml; one of the two must be set."""
-    max_async_level: Count = 1
-    """Steps that generation may run ahead of training, ≥ 0. 0 = strictly on-policy. As in train.yaml."""
+    max_async_level: Annotated[Count, Field(le=1024)] = 1
+    """Steps that generation may run ahead of training, 0 to 1024. 0 = strictly on-policy. As in train.yaml."""
     max_off_policy_steps: Count = 8
     """Rollouts older than so many policy versions are discarded, ≥ max_async_level."""
-    oversampling_factor: Annotated[Float, Field(ge=1)] = 1.0
-    """Rollouts generated for a step over those it needs, ≥ 1: the first to finish are taken."""
-    refill_rounds: Count = 4
+    oversampling_factor: Annotated[Float, Field(ge=1, le=100)] = 1.0
+    """Rollouts generated for a step over those it needs, 1 to 100: the first to finish are taken."""
+    refill_rounds: Annotated[Count, Field(le=10_000)] = 4
     """Prompts drawn in place of groups that were dropped (equal rewards, failures), at most, as a multiple of a
-    step's groups, ≥ 0. 0 = off: a step trains on what is left.
+    step's groups, 0 to 10,000. 0 = off: a step trains on what is left.
     """
     output_dir: LocalPath = "outputs/run_default"
     """Folder of metrics, logs, plots, checkpoints and the final model or adapter. If unset, output_dir of

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from surogate.config.base import ConfigModel, Float, Positive, Seed, Size, one_of, problem, refuse, shown
+from surogate.config.base import ConfigModel, Float, Seed, Size, one_of, problem, refuse, shown
 
 CHANGES = "changes the sampler's distribution in a way that training does not reproduce"
 NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -24,6 +24,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 """Settings of other samplers, and the values with which they do nothing."""
 
+Temperature = Annotated[Float, Field(gt=0, le=100)]
+
 
 class TemperatureSchedule(ConfigModel):
     """A temperature that changes from the first step to the last."""
@@ -32,10 +34,10 @@ class TemperatureSchedule(ConfigModel):
 
     type: Literal["linear", "cosine"] = "linear"
     """Shape of the change."""
-    start_temperature: Positive
-    """Temperature of the first step, > 0."""
-    end_temperature: Positive
-    """Temperature of the last step, > 0."""
+    start_temperature: Temperature
+    """Temperature of the first step, above 0 to 100."""
+    end_temperature: Temperature
+    """Temperature of the last step, above 0 to 100."""
 
 
 def _is_one(value: object) -> bool:
@@ -53,8 +55,8 @@ class SamplingConfig(ConfigModel):
 
     max_tokens: Size | None = None
     """Longest completion in tokens, ≥ 1, less than seq_len. null = what the prompt leaves of seq_len."""
-    temperature: Annotated[Float, Field(gt=0)] = 1.0
-    """Temperature, > 0: greedy sampling has nothing to learn from."""
+    temperature: Temperature = 1.0
+    """Temperature, above 0 to 100: greedy sampling has nothing to learn from."""
     temp_scheduler: TemperatureSchedule | None = None
     """Temperature by step, in place of `temperature`. null = constant."""
     repetition_penalty: Annotated[Float, one_of(_is_one, f"must be 1.0: a penalty {CHANGES}")] = 1.0

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
-from surogate.errors import InvalidInputError, UnimplementedError
+from surogate.errors import InvalidInputError, UnimplementedError, Violation
 from surogate.reward import metrics
 from surogate.reward.base import AnyEnvironment, Split
 from surogate.reward.episode import answer_message, episode_of
@@ -29,6 +29,8 @@ _SPLITS = {
     reward_pb2.ListExamplesRequest.SPLIT_TRAIN: Split.TRAIN,
     reward_pb2.ListExamplesRequest.SPLIT_EVAL: Split.EVAL,
 }
+_LONGEST = 86_400.0
+"""Seconds that a rollout or a turn may take, whatever a request says."""
 
 
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
@@ -112,10 +114,11 @@ async def _environment(registry: Registry, environment_id: str) -> AnyEnvironmen
 
 def _seconds(given: Duration | None, field: str, default: float) -> float:
     """A time of the request, else the default. Raises InvalidInputError unless it is above 0."""
-    seconds = default if given is None else given.ToTimedelta().total_seconds()
+    seconds = default if given is None else given.seconds + given.nanos / 1e9
     if seconds <= 0:
-        raise InvalidInputError(f"{field} must be above 0, not {seconds:g} s")
-    return seconds
+        why = f"must be above 0, not {seconds:g} s"
+        raise InvalidInputError(f"{field} {why}", violations=[Violation(field, why)])
+    return min(seconds, _LONGEST)
 
 
 async def _off_loop(items: Iterator[ItemT]) -> AsyncIterator[ItemT]:

@@ -134,6 +134,16 @@ async def test_functions_of_modules_that_are_not_allowed_are_refused(orchestrato
     assert [violation.field for violation in caught.value.violations] == ["orch.advantage.import_path"]
 
 
+async def test_a_job_begins_with_no_more_replicas_than_the_server_gives(orchestrator: Orchestrator) -> None:
+    for number, wrong in ((64, False), (65, True), (2**53, True)):
+        config = {**job_config("m", max_steps=1), "infer": {"dp": number}}
+        if wrong:
+            with pytest.raises(ConfigError, match=rf"infer.dp: is {number}; .* 64 replicas at most \(max_replicas\)"):
+                await orchestrator.create(config, validate_only=True)
+        else:
+            await orchestrator.create(config, validate_only=True)
+
+
 async def test_validate_only_returns_the_resolved_job_and_starts_nothing(orchestrator: Orchestrator) -> None:
     job = await orchestrator.create(sft_config(), validate_only=True)
     assert job.config["train"]["resume_from_checkpoint"] is True

@@ -169,6 +169,11 @@ async def test_bad_requests_say_what_is_wrong(reward: Any, environments: Any) ->
         await reward.ScoreRollouts(group("reverse-text"))
     with pytest.raises(InvalidInputError, match="item_timeout"):
         await reward.ScoreRollouts(group("reverse-text", "x", item_timeout=Duration(seconds=-1)))
+    with pytest.raises(InvalidInputError, match="item_timeout"):
+        await reward.ScoreRollouts(group("reverse-text", "x", item_timeout=Duration(seconds=-(2**63))))
+    for seconds in (2**31, 2**63 - 1):  # longer than a thread can wait for, or Python's timedelta can say
+        response = await reward.ScoreRollouts(group("moody", "fine", item_timeout=Duration(seconds=seconds)))
+        assert response.results[0].HasField("score")
     with pytest.raises(InvalidInputError, match="SPLIT_TRAIN"):
         [item async for item in environments.ListExamples(reward_pb2.ListExamplesRequest(environment="arithmetic"))]
 

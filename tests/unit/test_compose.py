@@ -49,6 +49,8 @@ def test_the_services_take_their_flags(document: dict[str, Any]) -> None:
     orchestrator = parse_settings(OrchestratorSettings, services["orchestrator"]["command"])
     called = [orchestrator.trainer_address, orchestrator.reward_address, *orchestrator.inference_addresses]
     assert called == ["trainer:50051", "reward:50051", "inference:50051"]
+    assert orchestrator.input_roots == [Path("/models")], "jobs read what is mounted for them, and what jobs wrote"
+    assert str(orchestrator.output_root) in {volume.split(":")[1] for volume in services["trainer"]["volumes"]}
 
 
 def test_the_services_are_locked_down(document: dict[str, Any]) -> None:

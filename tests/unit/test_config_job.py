@@ -408,3 +408,29 @@ def test_trackers_need_the_metrics_file() -> None:
     assert job.train.report_to == ["tensorboard", "wandb", "mlflow"]
     with pytest.raises(ConfigError, match=r"orch\.dump_metrics: must be true with report_to"):
         resolve_job({"kind": "grpo", **parts, "orch": {**parts["orch"], "dump_metrics": False}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "most"),
+    [
+        ("batch_size", 2**53, 1048576),
+        ("rollouts_per_example", 2048, 1024),
+        ("max_async_level", 2**53, 1024),
+        ("refill_rounds", 2**53, 10000),
+        ("oversampling_factor", 1e300, 100),
+        ("sampling", {"temperature": 1e300}, 100),
+        ("client", {"timeout": 1e10}, 1000000),
+    ],
+)
+def test_numbers_that_no_job_can_live_up_to_are_refused(key: str, value: Any, most: int) -> None:
+    config = {
+        "kind": "grpo",
+        "train": {"model": "m", "max_steps": 1},
+        "infer": {},
+        "orch": {"env": [{"id": "reverse-text"}], "rollouts_per_example": 4, key: value},
+    }
+    name = ".".join(["orch", key, *(value if isinstance(value, dict) else [])])
+    with pytest.raises(ConfigError) as caught:
+        resolve_job(config)
+    assert [violation.field for violation in caught.value.violations] == [name]
+    assert f"must be {most} or less" in str(caught.value)
