@@ -45,11 +45,14 @@ def _format(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        names = {name for _, name, _, _ in Formatter().parse(value) if name is not None}
+        parts = [part for part in Formatter().parse(value) if part[1] is not None]
+        names = {str(name) for _, name, _, _ in parts}
     except ValueError as error:
         raise fail(f"is not a format string: {error}") from error
     if names - PLACEHOLDERS:
         raise fail(f"has unknown placeholders {sorted(names - PLACEHOLDERS)}: use {sorted(PLACEHOLDERS)}")
+    if any(how or conversion for _, _, how, conversion in parts):
+        raise fail("has a placeholder with a format (`:`) or a conversion (`!`): use {instruction} and the like alone")
     if "instruction" not in names:
         raise fail("must contain {instruction}")
     return value
@@ -87,6 +90,8 @@ class InstructionDataset(DatasetBase):
         needs = {"field": "system_prompt_field", "fixed": "system_prompt"}
         needed = needs.get(self.system_prompt_type or "")
         problems = []
+        if self.prompt_format_no_input is not None and self.prompt_format is None:
+            problems.append(problem("prompt_format_no_input", "needs prompt_format, which rows with input would take"))
         if needed and getattr(self, needed) is None:
             problems.append(problem(needed, f"is required with system_prompt_type: {self.system_prompt_type}"))
         for kind, name in needs.items():

@@ -38,9 +38,9 @@ class LoraKeys(ConfigModel):
     lora_dtype: Annotated[Literal["fp32", "bf16"], spelled({"float32": "fp32", "bfloat16": "bf16"})] = "fp32"
     """Dtype of the adapters while they are trained."""
     lora_target_modules: Modules = Field(["all"])
-    """Names of the linear layers that get adapters, such as q_proj. `all` = every linear layer but the output head. In
-    a mixture of experts that is neither the router nor the experts' weights, which are one tensor a layer: `experts`
-    beside `all` adapts those too (lora_dropout: 0; not in GRPO, not over several GPUs).
+    """Names of the linear layers that get adapters, such as q_proj. `all` = every linear layer but the output head,
+    which may be named beside it. In a mixture of experts that is neither the router nor the experts' weights, which are
+    one tensor a layer: `experts` beside `all` adapts those too (lora_dropout: 0; not in GRPO, not over several GPUs).
     """
     train_embeddings: bool = True
     """Train the embeddings too (PT and full fine-tuning); false freezes them. No meaning with LoRA."""
@@ -89,8 +89,8 @@ class QloraKeys(ConfigModel):
     """Store the base weights in E4M3 with a scale for each square of qlora_block_size: 8 bits a weight."""
     qlora_fp4: bool = False
     """Store the base weights in NVFP4, E2M1 with an E4M3 scale for each 16: 4.5 bits a weight."""
-    qlora_block_size: Size = 128
-    """Rows and columns of the squares of weights that share a scale in FP8, ≥ 1."""
+    qlora_block_size: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Rows and columns of the squares of weights that share a scale in FP8, 1 to 4096."""
     qlora_four_over_six: bool = True
     """NVFP4: for each block let its largest weight be 6 or 4, whichever leaves the smaller error."""
 

@@ -74,7 +74,8 @@ class ModelKeys(ConfigModel):
     """Context length in tokens that rope_scaling extends to, ≥ 1. null = the model's own."""
     rope_scaling: RopeScaling = None
     """RoPE scaling: a name (linear, dynamic, yarn, longrope, llama3; with max_model_len), or a JSON object with
-    rope_type. null = the model's own.
+    rope_type. longrope needs an object, with its factors. Where layers with a window have rotations of their own (Gemma
+    3), it is for the others. null = the model's own.
     """
 
     @model_validator(mode="after")
@@ -98,4 +99,12 @@ class BatchKeys(ConfigModel):
     dataloader_num_workers: Workers = "auto"
     """Threads that read the data of coming steps ahead (PT, SFT), ≥ 0. 0 = none. `auto` = 2 on a GPU, 0 on a CPU."""
     pad_to_multiple_of: Size = 1
-    """Sequences are padded to a multiple of this many tokens, ≥ 1."""
+    """Sequences are padded to a multiple of this many tokens, 1 to sequence_len."""
+
+    @model_validator(mode="after")
+    def _padding_fits(self) -> Self:
+        limit = getattr(self, "sequence_len", self.pad_to_multiple_of)
+        if self.pad_to_multiple_of > limit:
+            text = f"is {self.pad_to_multiple_of}, more than sequence_len ({limit})"
+            refuse("train", [problem("pad_to_multiple_of", text)])
+        return self

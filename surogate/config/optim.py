@@ -120,6 +120,10 @@ class DistributedKeys(ConfigModel):
     """GPUs of each node, ≥ 0. 0 = gpus."""
 
 
+def _is_zero_level(value: object) -> bool:
+    return type(value) is int and value in (1, 2, 3)
+
+
 class ParallelKeys(ConfigModel):
     """Several devices."""
 
@@ -127,7 +131,7 @@ class ParallelKeys(ConfigModel):
     """GPUs that train together, a process for each. 0 = all. On a machine without a GPU, or with cpu_training: the
     number of processes on the CPU (0 = one).
     """
-    zero_level: Literal[1, 2, 3] = 1
+    zero_level: Annotated[Literal[1, 2, 3], one_of(_is_zero_level, "must be 1, 2 or 3")] = 1
     """What is in shares over the GPUs: the optimiser's state (1), gradients and weights too, which stay whole from a
     layer's forward to its backward pass (2), or only while the layer computes (3).
     """

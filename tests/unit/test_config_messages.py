@@ -89,6 +89,9 @@ def dataset(**keys: Any) -> dict[str, Any]:
         ),
         ({"lora": False, "adapter_path": "a"}, "adapter_path: needs lora: true, and lora is false"),
         ({"lora": False, "merge_adapter": True}, "merge_adapter: needs lora: true, and lora is false"),
+        ({"pad_to_multiple_of": 2048}, "pad_to_multiple_of: is 2048, more than sequence_len (1024)"),
+        ({"zero_level": True}, "zero_level: must be 1, 2 or 3, got true"),
+        ({"qlora_block_size": 10**6}, "qlora_block_size: must be 4096 or less, got 1000000"),
         ({"max_length": 2000}, "max_length: is 2000, more than sequence_len (1024)"),
         ({"distributed": {"num_nodes": 0}}, "distributed.num_nodes: must be 1 or more, got 0"),
         ({"distributed": {"num_node": 2}}, "distributed.num_node: unknown key; did you mean `num_nodes`?"),
@@ -146,6 +149,17 @@ def dataset(**keys: Any) -> dict[str, Any]:
             dataset(type="instruction", instruction_field="i", output_field="o", prompt_format="{instructoin}"),
             "datasets.0.prompt_format: has unknown placeholders ['instructoin']: "
             "use ['input', 'instruction', 'output', 'system']",
+        ),
+        (
+            dataset(type="instruction", instruction_field="i", output_field="o", prompt_format="{instruction:>9d}"),
+            "datasets.0.prompt_format: has a placeholder with a format (`:`) or a conversion (`!`): use "
+            "{instruction} and the like alone",
+        ),
+        (
+            dataset(
+                type="instruction", instruction_field="i", output_field="o", prompt_format_no_input="{instruction}"
+            ),
+            "datasets.0.prompt_format_no_input: needs prompt_format, which rows with input would take",
         ),
         (
             dataset(type="instruction", instruction_field="i", output_field="o", prompt_format="{input}"),

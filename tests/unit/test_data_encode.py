@@ -54,7 +54,7 @@ def test_a_row_ends_before_the_last_learned_token() -> None:
 def test_a_row_is_padded_by_a_document_of_its_own() -> None:
     batch = collate([document(6)], pad_to_multiple_of=8, pad_id=99)
     assert batch.input_ids.tolist() == [[0, 1, 2, 3, 4, 99, 99, 99]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 0, 0]]  # none further than its documents'
     assert len(batch.targets) == 5
 
 
@@ -66,7 +66,7 @@ def test_a_batch_without_anything_to_learn_is_an_error() -> None:
 def test_padding_on_the_left_moves_what_is_predicted() -> None:
     right, left = (collate([document(6)], pad_to_multiple_of=8, padding_side=side) for side in ("right", "left"))
     assert left.input_ids.tolist() == [[0, 0, 0, 0, 1, 2, 3, 4]]
-    assert left.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
+    assert left.position_ids.tolist() == [[0, 0, 0, 0, 1, 2, 3, 4]]
     assert left.predict.tolist() == [place + 3 for place in right.predict.tolist()]
     assert left.targets.tolist() == right.targets.tolist()
 
@@ -82,6 +82,7 @@ def test_documents_of_nearly_one_length_are_padded_each(side: str) -> None:
     batch = collate([document(n) for n in (257, 256, 250)], block=128, padding_side=side)  # type: ignore[arg-type]
     assert batch.input_ids.shape == (1, 3 * 256)
     assert batch.documents.even
+    assert batch.position_ids.max() == 255
     assert batch.predict.tolist() == [*range(256), *range(256, 511), *range(512, 761)]
 
 

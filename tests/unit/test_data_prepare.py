@@ -8,10 +8,14 @@ from typing import Any
 
 import datasets
 import pytest
+from transformers import AutoTokenizer
 
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError
 from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_tokenizer
+from tests.helpers.models.tokenizer_kinds import make_tokenizer
+from trainer_svc.worker.data.chat import ChatRenderer, Rendered
+from trainer_svc.worker.data.encode import encode
 from trainer_svc.worker.data.prepare import SessionData, prepare
 from trainer_svc.worker.data.store import EncodedData
 
@@ -103,6 +107,25 @@ def test_instruction_by_prompt_format(tmp_path: Path) -> None:
     assert learned(data.training)[:2] == ["0.<|im_end|>", "1<|im_end|>"]
 
 
+def test_braces_of_a_prompt_format_are_told_from_its_places(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", PAIRS)
+    entry = {"path": path, "type": "instruction", "instruction_field": "q", "output_field": "a"}
+    data, _ = prepared({**entry, "prompt_format": '{{"q": "{instruction}", "{{output}}": "{output}"}}'})
+    assert texts(data.training)[0] == '{"q": "say 0", "{output}": "0"}<|im_end|>'
+    assert learned(data.training)[0] == '0"}<|im_end|>'
+
+
+def test_a_word_that_is_one_token_with_the_blank_before_it_is_learnt(tmp_path: Path) -> None:
+    make_tokenizer("qwen", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for text, start in (("name: user fox", 6), ("name:\n user", 7), ("name: user", 5)):
+        (document,) = encode([Rendered(text, ((start, len(text)),))], tokenizer, raw_text=False)
+        said = tokenizer.decode(document.token_ids[document.mask])
+        assert said.strip() == text[start:].strip()
+    (document,) = encode([Rendered("name: user", ((8, 10),))], tokenizer, raw_text=False)
+    assert not document.mask.any(), "half of a word is no blank"
+
+
 def test_conversation_with_other_names(tmp_path: Path) -> None:
     rows = [{"talk": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "s": "sys"}]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
@@ -145,6 +168,13 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load_tokenizer(TrainConfig.model_validate({**keys, "template": "nowhere.jinja"}))
     assert violation(error)[0] == "train.template"
+    broken = make_tiny_tokenizer(chat_template="{{ bos_token }}\n{% for m in %}")
+    with pytest.raises(ConfigError) as error:
+        ChatRenderer(broken).render([{"role": "assistant", "content": "b"}])
+    assert violation(error) == (
+        "train.template",
+        "is not a Jinja template: line 2: Expected an expression, got 'end of statement block'",
+    )
 
 
 def test_samples_and_several_datasets(tmp_path: Path) -> None:

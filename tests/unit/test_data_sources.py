@@ -162,3 +162,25 @@ def test_a_name_that_is_no_file_is_asked_for_at_the_hub(monkeypatch: pytest.Monk
     field, said = refusal("owner/name", split="dev")
     assert (field, "test" in said) == ("split", True)
     assert refusal("owner/nothing")[0] == "path"
+
+
+@pytest.mark.parametrize(
+    "text", ["text,b\nhello,2,\nyou,3,\n", "text,b\nhello,2,3,4\nyou,5,6,7\n"], ids=["comma", "fields"]
+)
+def test_fields_without_a_header_do_not_move_the_others(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.csv").write_text(text)
+    assert read(tmp_path / "data.csv") == ["hello", "you"]
+
+
+def test_half_of_a_surrogate_pair_is_told_by_its_line(tmp_path: Path) -> None:
+    file = write(tmp_path / "data.jsonl", ["a"])
+    file.write_text(file.read_text() + '{"text": "\\ud83d"}\n')
+    assert refusal(file) == (
+        "path",
+        f"{file} could not be read: {file}:2: has half of a surrogate pair (\\ud83d), which is no character",
+    )
+
+
+@pytest.mark.parametrize("split", ["train[5:2]", "train[:500%]", "train[:0]"])
+def test_a_slice_that_holds_nothing_is_the_splits_fault(tmp_path: Path, split: str) -> None:
+    assert refusal(write(tmp_path / "data.jsonl", ["a"] * 9), split=split)[0] == "split"

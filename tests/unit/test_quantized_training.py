@@ -10,13 +10,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from surogate.errors import ConfigError
 from surogate.v1 import trainer_pb2 as trainer
 from surogate.v1 import weights_pb2
 from tests.helpers.models.engine import open_engine, sample
-from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_model
+from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
 from trainer_svc.worker import merge
 from trainer_svc.worker.quantized.linear import QuantizedLinear
 from trainer_svc.worker.quantized.loading import dequantize_layers, read_quantized
@@ -199,3 +199,18 @@ def test_in_grpo_the_base_is_exported_as_it_is_computed_with(model_folder: Path,
     engine.train_step(1, [sample("a", tokens, 10, advantage=1.0), sample("b", tokens[::-1], 10, advantage=-1.0)])
     later = engine.export_weights(0, str(tmp_path))
     assert later.manifest == exported.manifest  # whatever was trained since: a replica that comes late gets the same
+
+
+@pytest.mark.parametrize(
+    "keys", [{"skip_quant_first_layers": 1, "skip_quant_last_layers": 1}, {}], ids=["skipped", "gpt2"]
+)
+def test_a_job_that_would_quantise_nothing_is_refused(
+    model_folder: Path, texts: Path, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    if not keys:  # GPT-2 has layers of a kind of its own
+        config = GPT2Config(vocab_size=VOCAB_SIZE, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+        make_tiny_tokenizer(tmp_path / "model")
+    model = model_folder if keys else tmp_path / "model"
+    with pytest.raises(ConfigError, match="qlora_fp8: is true, and nothing would be quantised: no layer of the"):
+        run_engine("sft", tmp_path / "out", model, texts, qlora_fp8=True, **keys)

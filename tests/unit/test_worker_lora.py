@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Llama4TextConfig, PhimoeConfig
 
 from surogate.errors import ConfigError
+from tests.helpers.models.architectures import SIZES
 from tests.helpers.models.engine import open_engine
-from tests.helpers.models.tiny import make_tiny_adapter, make_tiny_model
+from tests.helpers.models.tiny import make_tiny_adapter, make_tiny_model, make_tiny_tokenizer
 from trainer_svc.worker.adapters.lora import WEIGHTS_FILE
 from trainer_svc.worker.adapters.lora_float import FloatLoraLinear
 from trainer_svc.worker.engine import Engine
@@ -55,8 +57,53 @@ def test_named_layers_alone_are_adapted(folder: Path, tmp_path: Path) -> None:
     engine = opened(folder, tmp_path, lora_target_modules=["q_proj", "down_proj"])
     adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in engine.session.policy.trainable()}
     assert adapted == {"q_proj", "down_proj"}
-    with pytest.raises(ConfigError, match=r"train\.lora_target_modules: Target modules .*q_prok"):
-        opened(folder, tmp_path, lora_target_modules=["q_prok"])
+    for names in (["q_prok"], ["v_proj", "q_prok"], ["all", "q_prok"]):
+        with pytest.raises(
+            ConfigError, match=r"lora_target_modules: names q_prok, and .* no such layer; it has down_proj,"
+        ):
+            opened(folder, tmp_path, lora_target_modules=names)
+    with pytest.raises(ConfigError, match=r"lora_target_modules: Target module Qwen3RMSNorm.* is not supported"):
+        opened(folder, tmp_path, lora_target_modules=["input_layernorm"])
+
+
+def test_layers_beside_all_are_adapted_too(folder: Path, tmp_path: Path) -> None:
+    engine = opened(folder, tmp_path, lora_target_modules=["all", "lm_head"], merge_adapter=True)
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in engine.session.policy.trainable()}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
+    engine.run()
+    torch.testing.assert_close(logits(base(tmp_path / "merged")), logits(engine.session.policy.model))
+
+
+@pytest.mark.parametrize("more", [{"use_rslora": True}, {"alpha_pattern": {"q_proj": 64}}], ids=["rslora", "alpha"])
+def test_an_adapter_of_another_scale_is_merged_and_not_gone_on_with(
+    folder: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **more}))
+    keys: dict[str, Any] = {"adapter_path": str(tmp_path / "adapter"), "learning_rate": 0.0}
+    engine = opened(folder, tmp_path / "merged", **keys)
+    expected = logits(PeftModel.from_pretrained(base(folder / "model"), tmp_path / "adapter"))
+    torch.testing.assert_close(logits(engine.session.policy.model), expected)
+    with pytest.raises(
+        ConfigError, match=rf"adapter_init_mode: is trainable, and .* has {next(iter(more))}; set it to"
+    ):
+        opened(folder, tmp_path / "trained", adapter_init_mode="trainable", **keys)
+
+
+@pytest.mark.parametrize("name", ["PhiMoE", "Llama4Text"])
+def test_routers_that_are_linear_layers_of_their_own_get_no_adapter(folder: Path, tmp_path: Path, name: str) -> None:
+    sizes = {key: value for key, value in SIZES.items() if key not in ("head_dim", "bos_token_id")}
+    more = {"num_local_experts": 4, "num_experts_per_tok": 2, "interleave_moe_layer_step": 1}
+    config = {"PhiMoE": PhimoeConfig, "Llama4Text": Llama4TextConfig}[name](**sizes, **more)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    make_tiny_tokenizer(tmp_path / "model")
+    keys: dict[str, Any] = {"model": str(tmp_path / "model"), "max_steps": 1}
+    engine = opened(folder, tmp_path / "out", **keys)
+    assert not [weight for weight in engine.session.policy.trainable() if "router" in weight]
+    engine.run()
+    with pytest.raises(ConfigError, match=r"lora_target_modules: names router, a \w+Router, which adapters do not fit"):
+        opened(folder, tmp_path / "out2", lora_target_modules=["q_proj", "router"], **keys)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

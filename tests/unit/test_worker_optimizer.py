@@ -137,3 +137,17 @@ def test_state_goes_out_and_in_whatever_the_kind(kind: str, offload: bool) -> No
     second.step(2)
     for a, b in zip(module.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "normuon"])
+def test_stacked_biases_are_vectors(kind: str) -> None:
+    """Those of a mixture's experts are [experts, n]: they do not decay, and are not made orthogonal."""
+    weights = {"experts.up_proj": (4, 64, 64), "experts.up_proj_bias": (64, 64), "norm.weight": (64,)}
+    parameters = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in weights.items()}
+    config = train_config(optimizer=kind, weight_decay=0.5, normuon_cautious_wd=False)
+    optimizer = Optimizer(parameters, config, Schedule("constant", 10))
+    for weight in parameters.values():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step(0)
+    moved = {name for name, weight in parameters.items() if not torch.equal(weight, torch.ones_like(weight))}
+    assert moved == {"experts.up_proj"}

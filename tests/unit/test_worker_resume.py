@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from surogate.errors import ConfigError
 from tests.helpers.models.engine import KeepingReporter, open_engine, sample
 from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_model
 from trainer_svc.worker.engine import Engine
@@ -104,3 +105,37 @@ def rollouts(seed: int) -> list[Any]:
         ids = [draw.randrange(4, VOCAB_SIZE) for _ in range(draw.randint(6, 30))]
         found.append(sample(f"{number}", ids, 4, advantage=draw.choice([-1.0, 1.0]), temperature=0.7))
     return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "said"),
+    [
+        (
+            "sft",
+            {"lora": True},
+            r"train\.output_dir: has checkpoints of a pt run, and this is sft: choose another folder",
+        ),
+        ("pt", {"lora": True}, r"train\.lora: is true, and .*checkpoint-1 has all weights of a model, and no adapter"),
+    ],
+)
+def test_another_kind_of_run_does_not_go_on(
+    model: Path, tmp_path: Path, kind: str, keys: dict[str, Any], said: str
+) -> None:
+    data = [{"path": str(model / "text.jsonl"), "type": "text"}]
+    train = {**SUPERVISED, "model": str(model), "datasets": data, "lora": False, "max_steps": 1, "warmup_steps": 0}
+    open_engine("pt", tmp_path, train)[0].run()
+    with pytest.raises(ConfigError, match=f"{said}.*or set resume_from_checkpoint: false to start anew"):
+        open_engine(kind, tmp_path, {**train, **keys})
+    engine, reporter = open_engine(kind, tmp_path, {**train, **keys, "resume_from_checkpoint": False})
+    engine.run()
+    assert len(reporter.losses) == 1
+
+
+@pytest.mark.parametrize("keys", [{"lora_rank": 2}, {"lora_alpha": 9}, {"lora_target_modules": ["q_proj"]}])
+def test_another_adapter_does_not_go_on(model: Path, tmp_path: Path, keys: dict[str, Any]) -> None:
+    data = [{"path": str(model / "text.jsonl"), "type": "text"}]
+    train = {**SUPERVISED, "model": str(model), "datasets": data, "max_steps": 1, "warmup_steps": 0}
+    open_engine("sft", tmp_path, train)[0].run()
+    said = rf"train\.{next(iter(keys))}: .*checkpoint-1.*set resume_from_checkpoint: false to start anew"
+    with pytest.raises(ConfigError, match=said):
+        open_engine("sft", tmp_path, {**train, **keys})

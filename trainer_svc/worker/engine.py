@@ -20,7 +20,7 @@ from surogate.v1 import trainer_pb2 as trainer
 from trainer_svc.worker import determinism, grpo
 from trainer_svc.worker.adapters.lora_targets import remark
 from trainer_svc.worker.checkpoints import checkpoint_folders
-from trainer_svc.worker.checkpoints.checkpoint import restore
+from trainer_svc.worker.checkpoints.checkpoint import check_same_kind, restore
 from trainer_svc.worker.checkpoints.remote import RemoteCheckpoints, Saved, newest
 from trainer_svc.worker.checkpoints.saving import save_checkpoint, save_final
 from trainer_svc.worker.data.prepare import prepare
@@ -62,6 +62,8 @@ class Engine:
             for path in {folder, output_dir}:
                 remove_leftovers(path)
         source = self._resume_from(session, train, folder, remote)
+        if source is not None:
+            check_same_kind(source, kind, train)
         opened = load_session(kind, train, output_dir, source, self._ranks)
         opened.keep_interval = session.keep_interval
         opened.remote = remote

@@ -28,6 +28,7 @@ from trainer_svc.worker.model.recompute import use_recompute
 from trainer_svc.worker.optim.optimizer import Optimizer
 from trainer_svc.worker.optim.schedule import Schedule
 from trainer_svc.worker.optim.watch import EarlyStop, SpikeGuard
+from trainer_svc.worker.quantized.linear import QuantizedLinear
 from trainer_svc.worker.quantized.loading import quantize_layers
 from trainer_svc.worker.ranks import Ranks
 from trainer_svc.worker.usage import DeviceUse
@@ -156,6 +157,7 @@ def _load_adapter(
         quantization = quantization_of(train, model.config, model.dtype)
         if quantization is not None:
             quantize_layers(model, quantization)
+    _check_quantized(model, train)
     use_recipe(model, train)
     adapter = lora.attach(model, train, dropout=0.0 if kind == "grpo" else train.lora_dropout)
     if kind == "grpo" and (why := not_served(adapter)) is not None:
@@ -165,10 +167,18 @@ def _load_adapter(
     if merging:
         adapter.peft_config["default"].base_model_name_or_path = str((output_dir / BASE_FOLDER).resolve())
     if weights is not None:
-        lora.load_weights(adapter, weights)
+        lora.load_weights(adapter, weights, resumed=True)
     elif train.adapter_path is not None and not merging:
         lora.load_weights(adapter, lora.adapter_folder(train.adapter_path, "adapter_path"))
     return Policy(model, precision, adapter, chunks=train.lmhead_chunks)
+
+
+def _check_quantized(model: PreTrainedModel, train: TrainConfig) -> None:
+    """Raises ConfigError where QLoRA was asked for, and there is nothing that it could be."""
+    if train.quantizes and not any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        key = next(name for name in ("qlora_bnb", "qlora_fp8", "qlora_fp4") if getattr(train, name))
+        why = f"no layer of the {type(model).__name__} is a linear layer that skip_quant_* does not leave out"
+        raise config_error(key, f"is true, and nothing would be quantised: {why}; set it to false")
 
 
 def _freeze(model: PreTrainedModel, train: TrainConfig) -> None:

@@ -57,22 +57,36 @@ def attach(model: PreTrainedModel, train: TrainConfig, *, dropout: float) -> Pef
     return adapter
 
 
-def load_weights(adapter: PeftModel, folder: Path, key: str = "adapter_path") -> None:
-    """Fills the adapter with the weights in `folder`. Raises ConfigError if its rank, alpha or layers are others."""
+def load_weights(adapter: PeftModel, folder: Path, *, resumed: bool = False) -> None:
+    """Fills the adapter with the weights in `folder`: those of `adapter_path`, or of a checkpoint that is gone on from.
+
+    Raises ConfigError if rank, scale or layers are others.
+    """
+    anew = "; make them equal" + (", or set resume_from_checkpoint: false to start anew" if resumed else "")
     given = PeftConfig.from_pretrained(str(folder))
     own = adapter.peft_config["default"]
     for name, yaml_key in (("r", "lora_rank"), ("lora_alpha", "lora_alpha")):
         if getattr(given, name) != getattr(own, name):
             raise config_error(
                 yaml_key,
-                f"is {getattr(own, name)}, and the adapter {folder} has {getattr(given, name)}; make them equal",
+                f"is {getattr(own, name)}, and the adapter {folder} has {getattr(given, name)}{anew}",
             )
+    odd = [name for name in PLAIN if getattr(given, name, None)]
+    if odd:
+        raise config_error(
+            "adapter_init_mode", f"is trainable, and the adapter {folder} has {', '.join(odd)}; set it to merge"
+        )
     state = load_file(folder / WEIGHTS_FILE)
     expected = set(get_peft_model_state_dict(adapter))
     if set(state) != expected:
-        odd = sorted(set(state) ^ expected)
-        raise config_error(key, f"the adapter {folder} is for other layers; they differ in {', '.join(odd[:4])}")
+        differing = ", ".join(sorted(set(state) ^ expected)[:4])
+        key, hint = ("lora_target_modules", anew) if resumed else ("adapter_path", "")
+        raise config_error(key, f"the adapter {folder} is for other layers; they differ in {differing}{hint}")
     set_peft_model_state_dict(adapter, state)
+
+
+PLAIN = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
+"""Settings of an adapter that change what its weights mean; those that are made here have none of them."""
 
 
 def tensors(adapter: PeftModel, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
@@ -142,5 +156,5 @@ def _plain(value: object) -> object:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error.args[0] if error.args else error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    lines = str(error.args[0] if error.args else error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])

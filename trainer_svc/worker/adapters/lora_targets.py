@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from surogate.config.lora import ALL_LINEAR, EXPERTS
 from surogate.config.train import TrainConfig
@@ -19,9 +21,11 @@ from trainer_svc.worker.model.modeling import config_error
 def targets(model: PreTrainedModel, train: TrainConfig, dropout: float) -> dict[str, Any]:
     """The fields of PEFT's configuration that say what is adapted. Raises ConfigError for `experts` where none fit."""
     names, fused = train.lora_target_modules, _fused_experts(model)
-    modules = [name for name in names if name not in (ALL_LINEAR, EXPERTS)]
+    modules: Any = [name for name in names if name not in (ALL_LINEAR, EXPERTS)]
+    _check_names(modules, model)
     if ALL_LINEAR in names:
-        modules = _linear_names(model) if fused else "all-linear"  # type: ignore[assignment]
+        by_name = fused or modules or any(_is_special(layer) for layer in model.modules())
+        modules = sorted({*_linear_names(model), *modules}) if by_name else "all-linear"
     modules = _in_language_model(modules, model)
     if EXPERTS not in names:
         return {"target_modules": modules}
@@ -31,6 +35,37 @@ def targets(model: PreTrainedModel, train: TrainConfig, dropout: float) -> dict[
         raise config_error("lora_dropout", f"must be 0 with {EXPERTS} in lora_target_modules: PEFT has none for them")
     parameters = {".".join(name.split(".")[-2:]) for name in fused}
     return {"target_modules": modules, "target_parameters": sorted(parameters)}
+
+
+def _check_names(modules: Sequence[str], model: PreTrainedModel) -> None:
+    """Raises ConfigError for a name that no layer has, which PEFT passes over as long as another one is found."""
+    layers = dict(model.named_modules())
+    for name in _left_to_modules(modules, model):
+        found = [layer for path, layer in layers.items() if path == name or path.endswith(f".{name}")]
+        if not found:
+            there = ", ".join(_linear_names(model))
+            raise config_error("lora_target_modules", f"names {name}, and the model has no such layer; it has {there}")
+        if any(_is_special(layer) for layer in found):
+            kind = type(found[0]).__name__
+            raise config_error(
+                "lora_target_modules", f"names {name}, a {kind}, which adapters do not fit; leave it out"
+            )
+
+
+def _left_to_modules(modules: Iterable[str], model: PreTrainedModel) -> list[str]:
+    """The names that stay names of modules to PEFT. It takes `gate_proj` and the like for names of a mixture's experts,
+    also where a dense layer is called so.
+    """
+    if not modules:
+        return []
+    read = LoraConfig(target_modules=set(modules))
+    convert_peft_config_for_transformers(read, model, None)
+    return sorted(read.target_modules)
+
+
+def _is_special(layer: torch.nn.Module) -> bool:
+    """Whether a linear layer is one of an architecture's own making, such as a router that returns several tensors."""
+    return isinstance(layer, torch.nn.Linear) and type(layer).__module__.startswith("transformers.models.")
 
 
 def _in_language_model(modules: Any, model: PreTrainedModel) -> Any:
@@ -109,16 +144,13 @@ def _fused_experts(model: PreTrainedModel) -> list[str]:
 
 
 def _linear_names(model: PreTrainedModel) -> list[str]:
-    """Last parts of the names of a mixture's linear layers, without the output head, that stay linear layers to PEFT.
-
-    It takes `gate_proj` and the like for names of experts, also where a dense layer is called so.
-    """
+    """Last parts of the names of linear layers, without the output head, that adapters fit and PEFT takes as such."""
     head = model.get_output_embeddings()
-    linear = {
-        name.rpartition(".")[2]
-        for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear) and layer is not head
-    }
-    read = LoraConfig(target_modules=linear)
-    convert_peft_config_for_transformers(read, model, None)
-    return sorted(read.target_modules)
+    return _left_to_modules(
+        {
+            name.rpartition(".")[2]
+            for name, layer in model.named_modules()
+            if isinstance(layer, torch.nn.Linear | Conv1D) and layer is not head and not _is_special(layer)
+        },
+        model,
+    )

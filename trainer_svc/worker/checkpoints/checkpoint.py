@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from surogate.config.train import TrainConfig
 from surogate.errors import DataLossError
 from surogate.storage.folders import fingerprint
 from surogate.storage.whole import move_files, new_folder
@@ -20,6 +21,7 @@ from trainer_svc.worker.adapters import lora
 from trainer_svc.worker.checkpoints.card import write_card
 from trainer_svc.worker.checkpoints.checkpoint_folders import STATE, Warn, checkpoints, forget_old, state_of
 from trainer_svc.worker.checkpoints.files import write_adapter, write_model
+from trainer_svc.worker.model.modeling import config_error
 from trainer_svc.worker.model.spread import share_like, whole, whole_state
 from trainer_svc.worker.session import TrainingSession
 
@@ -110,6 +112,19 @@ def _write_final(session: TrainingSession, output: Path, weights: Weights, merge
             f"could not write the final model into {output}: {error}; the last checkpoint is good",
             reason="MODEL_NOT_WRITTEN",
         ) from error
+
+
+def check_same_kind(path: Path, kind: str, train: TrainConfig) -> None:
+    """Raises ConfigError for a checkpoint that a run of this kind cannot go on from."""
+    state = state_of(path)
+    anew = "or set resume_from_checkpoint: false to start anew"
+    if state["kind"] != kind:
+        key = "output_dir" if train.checkpoint_dir is None else "checkpoint_dir"
+        text = f"has checkpoints of a {state['kind']} run, and this is {kind}: choose another folder, {anew}"
+        raise config_error(key, f"{text} ({path})")
+    if state["train"]["lora"] != train.lora:
+        has = "an adapter's weights alone" if state["train"]["lora"] else "all weights of a model, and no adapter"
+        raise config_error("lora", f"is {str(train.lora).lower()}, and {path} has {has}; make them agree, {anew}")
 
 
 def restore(session: TrainingSession, path: Path, warn: Warn) -> None:

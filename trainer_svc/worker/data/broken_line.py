@@ -25,8 +25,11 @@ def first_broken_line(files: Iterable[Path]) -> str | None:
 def _wrong_with(line: bytes) -> str | None:
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         return f"is not UTF-8 (byte {error.start + 1} of the line)"
+    except UnicodeEncodeError as error:
+        return f"has half of a surrogate pair (\\u{ord(error.object[error.start]):04x}), which is no character"
     except json.JSONDecodeError as error:
         return f"is not JSON: {error.msg} (column {error.colno})"
     return None if isinstance(row, dict) else f"is {type(row).__name__}, and a row is an object: {{...}}"

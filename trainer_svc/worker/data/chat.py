@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from surogate.errors import InvalidInputError
+from trainer_svc.worker.model.modeling import config_error
 
 GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -140,6 +141,8 @@ class ChatRenderer:
             return render_jinja_template(  # type: ignore[no-any-return]
                 [list(chat)], tools=tools, chat_template=self._template, **options, **self._specials
             )
+        except TemplateSyntaxError as error:
+            raise config_error("template", f"is not a Jinja template: line {error.lineno}: {error.message}") from error
         except _REFUSALS as error:
             raise InvalidInputError(f"the chat template refuses the conversation: {error}") from error
 

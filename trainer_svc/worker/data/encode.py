@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from trainer_svc.worker.data.chat import Rendered
+from trainer_svc.worker.data.long_text import WINDOW, tokenize
 from trainer_svc.worker.model.batch import Document, Mask
 
 Truncation = Literal["delete", "left", "right", "split"]
@@ -36,38 +38,44 @@ def batched(rendered: Iterable[Rendered]) -> Iterator[list[Rendered]]:
 def encode(rendered: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, *, raw_text: bool) -> Iterator[Document]:
     """Tokenizes texts, one document each. Raw text is ended by the end-of-sequence token.
 
-    A token is learned when it begins within a learned range. Tokens that stand for no characters (those that a
-    tokenizer puts around a text) are not.
+    A token is learned when it begins within a learned range, or in blanks before one: a word may be one token with the
+    blank that a prompt ends with. Tokens that stand for no characters (those that a tokenizer puts around a text) are
+    not.
     """
     special = any(item.special_tokens for item in rendered)
     partly = any(item.learned for item in rendered)
+    short = [item.text for item in rendered if len(item.text) <= WINDOW]
     encoded = tokenizer(
-        [item.text for item in rendered],
+        short or [""],
         add_special_tokens=special,
         return_offsets_mapping=partly,
         return_attention_mask=False,
         verbose=False,
     )
-    for index, (item, ids) in enumerate(zip(rendered, encoded["input_ids"], strict=True)):
-        tokens = np.array(ids, dtype=np.int64)
-        mask = _learned(item, encoded["offset_mapping"][index]) if item.learned else _all_or_none(item, len(ids))
-        if raw_text and tokenizer.eos_token_id is not None and (not ids or ids[-1] != tokenizer.eos_token_id):
-            tokens = np.append(tokens, tokenizer.eos_token_id)
+    ids, offsets = iter(encoded["input_ids"]), iter(encoded["offset_mapping"] if partly else ())
+    for item in rendered:
+        if len(item.text) > WINDOW:
+            found = tokenize(item.text, tokenizer, special_tokens=special)
+            tokens, places = found.ids, found.offsets
+        else:
+            tokens = np.array(next(ids), dtype=np.int64)
+            places = np.array(next(offsets) if partly else (), dtype=np.int64).reshape(-1, 2)
+        mask = _learned(item, places) if item.learned else np.full(len(tokens), item.learned is None, dtype=np.bool_)
+        eos = tokenizer.eos_token_id
+        if raw_text and eos is not None and (not len(tokens) or tokens[-1] != eos):
+            tokens = np.append(tokens, eos)
             mask = np.append(mask, True)
         yield Document(tokens, mask)
 
 
-def _all_or_none(item: Rendered, length: int) -> Mask:
-    return np.full(length, item.learned is None, dtype=np.bool_)
-
-
-def _learned(item: Rendered, pairs: Sequence[tuple[int, int]]) -> Mask:
-    offsets = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+def _learned(item: Rendered, offsets: npt.NDArray[np.int64]) -> Mask:
     mask = np.zeros(len(offsets), dtype=np.bool_)
     starts = offsets[:, 0]
     real = offsets[:, 1] > starts
     for start, end in item.learned or ():
-        mask |= real & (starts >= start) & (starts < end)
+        blank = len(item.text[:start].rstrip())
+        begins = (starts >= start) | ((starts >= blank) & (offsets[:, 1] > start))
+        mask |= real & begins & (starts < end)
     return mask
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from string import Formatter
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -150,11 +151,16 @@ def _formatted(
 ) -> Rendered:
     """`prompt_format` filled in. What is learned begins at `{output}`, or at the end of a format that has none."""
     chosen = dataset.prompt_format if further else (dataset.prompt_format_no_input or dataset.prompt_format)
-    before, found, after = (chosen or "").partition("{output}")
-    values = {"system": system, "instruction": instruction, "input": further}
-    prompt = before.format(**values) + (train.response_prefix or "")
-    ending = after.format(**values, output=output) if found else ""
-    text = prompt + output + ending + (tokenizer.eos_token or "")
+    values = {"system": system, "instruction": instruction, "input": further, "output": output}
+    texts = [""]
+    for literal, name, _, _ in Formatter().parse(chosen or ""):
+        texts[-1] += literal
+        if name == "output" and len(texts) == 1:
+            texts.append("")
+        elif name is not None:
+            texts[-1] += values[name]
+    prompt = texts[0] + (train.response_prefix or "")
+    text = prompt + output + "".join(texts[1:]) + (tokenizer.eos_token or "")
     learned = None if train.loss_scale == "all" else ((len(prompt), len(text)),)
     return Rendered(text, learned, special_tokens=True)
 

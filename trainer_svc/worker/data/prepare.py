@@ -26,7 +26,7 @@ from trainer_svc.worker.model.modeling import config_error
 
 Warn = Callable[[str], None]
 
-FORMAT = 2
+FORMAT = 3
 """Raised with every change of what rows become, so that nothing of before is taken from the cache."""
 
 TRAINING, HELD_OUT = "training", "held_out"
@@ -200,8 +200,15 @@ class _Encoder:
 
     def _whole(self, rows: Rows, render: RenderRow, raw_text: bool) -> Iterator[Document]:
         """A document for every row, in their order."""
+        number = 0
         for batch in batched(self._rendered(rows, render, row, number) for number, row in enumerate(rows)):
-            for document in encode(batch, self._tokenizer, raw_text=raw_text):
+            documents = encode(batch, self._tokenizer, raw_text=raw_text)
+            for _ in batch:
+                number += 1
+                try:
+                    document = next(documents)
+                except InvalidInputError as error:
+                    raise rows.error("path", f"row {number} {error.message}") from error
                 if len(document) and int(document.token_ids.max()) >= self._vocab_size:
                     raise config_error(
                         "model",

@@ -111,7 +111,9 @@ def _stamp(file: Path) -> list[Any]:
 
 def _rows(table: Any, dataset: Dataset, key: str) -> Rows:
     if len(table) == 0:
-        raise dataset_error(key, "path", f"{dataset.path} has no rows")
+        sliced = "[" in dataset.split
+        where = f" in {dataset.split}" if sliced else ""
+        raise dataset_error(key, "split" if sliced else "path", f"{dataset.path} has no rows{where}")
     if dataset.samples is not None and dataset.samples < len(table):
         table = table.select(range(dataset.samples))
     return Rows(table, key)
@@ -188,8 +190,11 @@ def _reader(files: Sequence[Path], path: Path, key: str) -> tuple[str, dict[str,
 
 
 def _text_columns(file: Path, separator: str) -> dict[str, Any]:
-    """Options by which all that CSV files have is text: nothing is taken for a number, a date or a missing value."""
-    options: dict[str, Any] = {"sep": separator, "keep_default_na": False}
+    """Options by which all that CSV files have is text: nothing is taken for a number, a date or a missing value.
+
+    Nor are first columns taken for an index where rows have more fields than the header, as with a comma at their end.
+    """
+    options: dict[str, Any] = {"sep": separator, "keep_default_na": False, "index_col": False}
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             columns = next(csv.reader(lines, delimiter=separator), [])
@@ -252,7 +257,7 @@ def _load(dataset: Dataset, key: str, loaded: str, **options: Any) -> Any:
             raise dataset_error(key, field, f"{dataset.path} has no rows in {dataset.split}") from error
         if "cast" in cause and len(files) > 1:
             cause = f"its files differ in columns or in their types ({cause})"
-        is_split = "split" in cause.lower() or "instruction format" in cause
+        is_split = any(word in cause.lower() for word in ("split", "instruction format", "percent slice"))
         field = "split" if is_split else "subset" if "onfig" in cause else "path"
         raise dataset_error(key, field, f"{dataset.path} could not be read: {cause}") from error
 

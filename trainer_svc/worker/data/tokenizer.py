@@ -37,5 +37,5 @@ def _template(value: str) -> str:
         return value
     path = Path(value).expanduser()
     if not path.is_file():
-        raise config_error("template", f"is neither `auto`, nor a Jinja template, nor a file ({path} does not exist)")
+        raise config_error("template", f"is neither `auto`, nor a Jinja template, nor a file ({path} is none)")
     return path.read_text(encoding="utf-8")

@@ -94,7 +94,7 @@ def collate(
         length = filled if filled and keep_apart else int(trained[-1])
         ids.append(document.token_ids[: trained[-1]])
         ids.append(np.full(length - int(trained[-1]), pad_id))
-        positions.append(np.arange(length))
+        positions.append(np.minimum(np.arange(length), int(trained[-1]) - 1))  # padding asks for no further positions
         predict.append(trained - 1 + start)
         targets.append(document.token_ids[trained])
         owner.append(np.full(len(trained), index))
@@ -106,7 +106,7 @@ def collate(
     if padding:
         first = padding_side == "left" and keep_apart  # in a row that is one document, nothing may see the padding
         ids.insert(0 if first else len(ids), np.full(padding, pad_id))
-        positions.insert(0 if first else len(positions), np.arange(padding))
+        positions.insert(0 if first else len(positions), np.zeros(padding, dtype=np.int64))
         lengths.insert(0 if first else len(lengths), padding)
         predict = [part + padding for part in predict] if first else predict
     row_ids, row_positions = _tensor(ids).unsqueeze(0), _tensor(positions).unsqueeze(0)

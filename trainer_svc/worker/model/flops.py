@@ -7,6 +7,7 @@ second time (recomputation) does not count, nor do norms, activations and the op
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -55,10 +56,8 @@ class StepFlops:
         self._token = sum(_of_layer(layer) for layer in layers) + _of_experts(model)
         self._predicted = 0.0 if head is None else _of_layer(head)
         config = model.config.get_text_config()
-        heads = config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
         # Scores and weighted values, 2 operations a product each, forward once and backward twice.
-        self._pair = 12.0 * heads * size * config.num_hidden_layers
+        self._pair = 12.0 * sum(_attention_width(layer) for layer in _layers(config))
 
     def of(self, lengths: Iterable[int], predicted: int) -> float:
         """Operations for documents of these lengths, of whose tokens `predicted` are learned.
@@ -69,6 +68,18 @@ class StepFlops:
         pairs = sum(length * (length + 1) / 2 for length in lengths)
         total: float = self._token * sum(lengths) + self._predicted * predicted + self._pair * pairs
         return total
+
+
+def _layers(config: Any) -> list[Any]:
+    """The configuration of each layer; some families have layers that differ."""
+    every = getattr(config, "is_heterogeneous", False)
+    return list(config.per_layer_config) if every else [config] * config.num_hidden_layers
+
+
+def _attention_width(layer: Any) -> int:
+    """Dimensions of all heads together."""
+    heads = int(layer.num_attention_heads)
+    return heads * int(getattr(layer, "head_dim", None) or layer.hidden_size // heads)
 
 
 def _of_layer(layer: torch.nn.Linear) -> float:

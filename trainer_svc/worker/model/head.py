@@ -26,7 +26,7 @@ def find_head(model: PreTrainedModel, precision: Precision) -> Shape | None:
     Each candidate's logits are compared with those of the model's own forward.
     """
     embedding = model.get_output_embeddings()
-    if embedding is None:
+    if embedding is None or model.base_model is model:
         return None
     was_training = model.training
     model.eval()
@@ -34,6 +34,9 @@ def find_head(model: PreTrainedModel, precision: Precision) -> Shape | None:
     ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % rows
     with precision.computing(torch.device(model.device)):
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        if hidden.shape[-1] != embedding.weight.shape[-1]:
+            model.train(was_training)
+            return None
         expected = model(input_ids=ids, use_cache=False).logits.float()
         shapes = [
             shape

@@ -11,8 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config, Pretrain
 
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, Violation
+from trainer_svc.worker.model.apart import check_apart
 from trainer_svc.worker.model.attention import use_packed_attention
 from trainer_svc.worker.model.precision import Precision, has_bfloat16
+from trainer_svc.worker.model.rope import apply_context
 from trainer_svc.worker.paths import is_local, model_source
 from trainer_svc.worker.quantized.loading import read_quantized
 from trainer_svc.worker.quantized.record import Quantization
@@ -37,7 +39,7 @@ def load_model_config(train: TrainConfig) -> PretrainedConfig:
         raise config_error("model", _unreadable(name, error)) from error
     if train.model_type not in ("auto", config.model_type):
         raise config_error("model_type", f"is {train.model_type}, and {name} is a {config.model_type}; set it to auto")
-    _apply_context(config, train)
+    apply_context(config, train)
     return config
 
 
@@ -74,7 +76,9 @@ def load_model(
             raise
         raise config_error("model", _unreadable(path, error)) from error
     use_packed_attention(model)
-    return model.to(device(train)), precision
+    model = model.to(device(train))
+    check_apart(model, precision)
+    return model, precision
 
 
 def device(train: TrainConfig) -> torch.device:
@@ -169,37 +173,3 @@ def _unreadable(name: str, error: Exception) -> str:
         first = "the weights have other shapes than config.json says; one of the two is of another model"
     where = "the folder" if is_local(name) else "the Hugging Face hub (is it spelt right, and is the hub reachable?)"
     return f"could not load {name} from {where}: {first}"
-
-
-def _apply_context(config: PretrainedConfig, train: TrainConfig) -> None:
-    """Sets RoPE scaling and the context length. Raises ConfigError if sequences would not fit into the context."""
-    native = getattr(config, "max_position_embeddings", None)
-    if train.rope_scaling is not None:
-        config.rope_parameters = _rope(config, train, native)
-    if train.max_model_len is not None:
-        config.max_position_embeddings = train.max_model_len
-    limit = train.max_model_len or native
-    if limit is not None and train.rope_scaling is None and train.sequence_len > limit:
-        raise config_error(
-            "sequence_len",
-            f"{train.sequence_len} exceeds the model's context of {limit} tokens; lower it or set max_model_len and "
-            "rope_scaling",
-        )
-
-
-def _rope(config: PretrainedConfig, train: TrainConfig, native: int | None) -> dict[str, Any]:
-    """`rope_scaling` as transformers' rope_parameters: a name stretches to `max_model_len` (else `sequence_len`)."""
-    current = dict(getattr(config, "rope_parameters", None) or {})
-    value = train.rope_scaling
-    if isinstance(value, dict):
-        given = {("rope_type" if key == "type" else key): item for key, item in value.items()}
-        return {**current, **given}
-    if native is None:
-        raise config_error(
-            "rope_scaling", "the model names no context length; give a JSON object with rope_type and factor"
-        )
-    longest = train.max_model_len or max(train.sequence_len, native)
-    rope = {**current, "rope_type": value, "factor": longest / native}
-    if value in ("yarn", "dynamic", "longrope", "llama3"):
-        rope["original_max_position_embeddings"] = native
-    return rope

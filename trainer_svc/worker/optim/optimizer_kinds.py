@@ -28,16 +28,21 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """One or two optimisers that share the weights. `apart`: names of embeddings and heads.
 
-    Weight decay acts on weights of two dimensions or more. With `zero` a rank keeps the state of part of the weights.
+    Weight decay acts on matrices alone. With `zero` a rank keeps the state of part of the weights.
     """
     shares = [(_adamw, weights)]
     if train.optimizer == "adamw_8bit":
         large = {name: weight for name, weight in weights.items() if weight.numel() >= SMALLEST_8BIT}
         shares = [(_adamw, _without(weights, large)), (_adamw_8bit, large)]
     if train.optimizer == "normuon":
-        matrices = {name: weight for name, weight in weights.items() if weight.dim() >= 2 and name not in apart}
+        matrices = {name: weight for name, weight in weights.items() if is_matrix(name, weight) and name not in apart}
         shares = [(_adamw, _without(weights, matrices)), (_normuon, matrices)]
     return [make(share, train, zero) for make, share in shares if share]
+
+
+def is_matrix(name: str, weight: torch.Tensor) -> bool:
+    """Whether a weight is a matrix, or a stack of them; the biases of a mixture's experts are a stack of vectors."""
+    return weight.dim() >= 2 and not name.endswith("bias")
 
 
 def takes_scale(optimizer: torch.optim.Optimizer) -> bool:
@@ -122,8 +127,8 @@ def _made(kind: Any, zero: bool, weights: list[Any], **options: Any) -> torch.op
 
 
 def _by_decay(weights: Weights, train: TrainConfig) -> list[dict[str, Any]]:
-    matrices = [weight for weight in weights.values() if weight.dim() >= 2]
-    vectors = [weight for weight in weights.values() if weight.dim() < 2]
+    matrices = [weight for name, weight in weights.items() if is_matrix(name, weight)]
+    vectors = [weight for name, weight in weights.items() if not is_matrix(name, weight)]
     groups = ({"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
 
