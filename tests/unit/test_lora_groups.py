@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import Linear as LoraLinear
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from tests.helpers.models.tiny import make_tiny_model
 from trainer_svc.worker.adapters import lora
-from trainer_svc.worker.adapters.lora_dropout import draw, dropped
+from trainer_svc.worker.adapters.lora_dropout import draw, draw_for, dropped
+from trainer_svc.worker.adapters.lora_float import use_float_layers
 from trainer_svc.worker.adapters.lora_groups import AdapterGroups, group_adapters
 from trainer_svc.worker.checkpoints.files import write_model
 
@@ -120,9 +122,24 @@ def test_members_that_get_different_inputs_compute_each_their_own() -> None:
         torch.testing.assert_close(getattr(grouped, name)(x), getattr(plain, name)(x), rtol=1e-5, atol=1e-5)
 
 
+class Drawing(torch.nn.Dropout):
+    """PEFT's layers with our draws."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * draw(x, self.p) / (1 - self.p) if self.training else x
+
+
+def give_draws(model: PeftModel) -> None:
+    for layer in model.modules():
+        if isinstance(layer, LoraLinear):
+            layer.lora_dropout["default"] = Drawing(layer.lora_dropout["default"].p)
+
+
 @pytest.mark.parametrize("make", [qwen3, qwen2])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.1)])
-def test_dropout_draws_and_gives_what_peft_s_does(make: Callable[[], Any], dtype: torch.dtype, limit: float) -> None:
+def test_of_the_same_draws_dropout_makes_what_peft_s_does(
+    make: Callable[[], Any], dtype: torch.dtype, limit: float
+) -> None:
     """In bfloat16 the adapters stay float32, which PEFT computes them in: some digits of its gradients are noise."""
 
     def found(grouped: bool) -> tuple[float, dict[str, torch.Tensor], torch.Tensor]:
@@ -132,6 +149,7 @@ def test_dropout_draws_and_gives_what_peft_s_does(make: Callable[[], Any], dtype
         for name, weight in model.named_parameters():
             if "lora_" not in name:
                 weight.data = weight.data.to(dtype)
+        give_draws(model)
         if grouped:
             groups = group_adapters(model)
             assert groups is not None
@@ -154,7 +172,7 @@ def test_dropout_is_drawn_anew_for_each_layer_and_call_and_not_in_evaluation() -
         assert not torch.equal(model(ids).logits, model(ids).logits)
         model.eval(), plain.eval()
         torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
-    kept = draw(torch.ones(500, 64), 3, 0.3)
+    kept = draw_for(3, torch.ones(500, 64), 0.3)
     parts = [dropped(torch.ones(500, 64), kept, layer) for layer in range(3)]
     assert all(abs(float(part.mean()) - 0.7) < 0.01 for part in parts)
     assert all(abs(float((one * other).mean()) - 0.49) < 0.01 for one, other in itertools.combinations(parts, 2))
@@ -172,9 +190,13 @@ def test_what_is_computed_again_is_dropped_again_as_it_was() -> None:
     assert all(torch.equal(gradient, results[1][1][name]) for name, gradient in results[0][1].items())
 
 
-def test_what_dropout_keeps_takes_a_byte_for_each_input_of_a_group() -> None:
-    """A forward pass holds no input that an adapter saw."""
-    layer = adapted(qwen3, grouped=True, lora_dropout=0.3)[0].base_model.model.model.layers[0].self_attn
+@pytest.mark.parametrize(("grouped", "bytes_an_input"), [(True, 1), (False, 3)])
+def test_what_dropout_keeps_takes_a_byte_an_input(grouped: bool, bytes_an_input: int) -> None:
+    """Of a group of layers, or of each; a forward pass holds no input that an adapter saw."""
+    model, _ = adapted(qwen3, grouped=grouped, lora_dropout=0.3)
+    if not grouped:
+        use_float_layers(model.get_base_model(), model)
+    layer = model.base_model.model.model.layers[0].self_attn
     held: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -183,9 +205,11 @@ def test_what_dropout_keeps_takes_a_byte_for_each_input_of_a_group() -> None:
 
     x = torch.randn(1, 50, 64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        layer.q_proj(x)
-    assert sum(t.numel() for t in held.values() if t.dtype == torch.uint8) == 50 * 64
-    assert [t.data_ptr() for t in held.values() if t.shape == (50, 64) and t.is_floating_point()] == [x.data_ptr()]
+        outputs = [getattr(layer, name)(x) for name in ("q_proj", "k_proj", "v_proj")]
+    assert all(output.requires_grad for output in outputs)
+    assert sum(t.numel() for t in held.values() if t.dtype == torch.uint8) == bytes_an_input * 50 * 64
+    of_inputs = [t for t in held.values() if t.shape[-2:] == (50, 64) and t.is_floating_point()]
+    assert [t.data_ptr() for t in of_inputs] == [x.data_ptr()]
 
 
 def test_a_compiler_changes_nothing_about_dropout() -> None:
@@ -200,3 +224,28 @@ def test_a_compiler_changes_nothing_about_dropout() -> None:
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
     for name, gradient in results[0][1].items():
         assert (results[1][1][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.9])
+def test_a_cpu_draws_as_often_as_the_rate_says(rate: float) -> None:
+    torch.manual_seed(0)
+    kept = torch.stack([draw(torch.empty(999, 1001), rate) for _ in range(2)]).double()
+    assert float(kept.mean()) == pytest.approx(1 - rate, abs=2e-3)
+    assert float((kept[:, :, :-1] * kept[:, :, 1:]).mean()) == pytest.approx((1 - rate) ** 2, abs=3e-3)
+    assert float((kept[0] * kept[1]).mean()) == pytest.approx((1 - rate) ** 2, abs=3e-3)
+
+
+def test_float_layers_drop_as_peft_s_do() -> None:
+    results = []
+    for ours in (False, True):
+        model, _ = adapted(qwen3, grouped=False, lora_dropout=0.3)
+        give_draws(model)
+        if ours:
+            use_float_layers(model.get_base_model(), model)
+        torch.manual_seed(7)
+        found = loss_and_gradients(model)
+        results.append((*found, model.eval()(torch.arange(4, 44)[None]).logits.detach()))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
+    for name, gradient in results[0][1].items():
+        assert (results[1][1][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+    torch.testing.assert_close(results[1][2], results[0][2], rtol=1e-5, atol=1e-5)

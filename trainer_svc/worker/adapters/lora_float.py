@@ -9,18 +9,24 @@ from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from transformers import PreTrainedModel
 
+from trainer_svc.worker.adapters.lora_dropout import low_of_kept
+
 
 class FloatLoraLinear(LoraLinear):  # type: ignore[misc]
     """The one adapter that there is here, with fewer passes over what the layer returns: its small product is scaled
-    instead of the large one, which is added up in place of being made and added.
+    instead of the large one, which is added up in place of being made and added; what dropout keeps is a byte an input.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return result
-        low = self.lora_A["default"](self.lora_dropout["default"](x)) * self.scaling["default"]
-        weight = self.lora_B["default"].weight
+        dropout, weight = self.lora_dropout["default"], self.lora_B["default"].weight
+        if isinstance(dropout, torch.nn.Dropout) and dropout.training:
+            low = low_of_kept(x, self.lora_A["default"].weight, dropout.p)
+        else:
+            low = self.lora_A["default"](x)
+        low = low * self.scaling["default"]
         return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), weight.T).view_as(result)
 
 

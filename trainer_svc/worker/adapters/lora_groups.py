@@ -21,7 +21,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch.nn import functional as F
 
 from trainer_svc.worker.adapters import gated  # noqa: F401 - its operations are called by their names
-from trainer_svc.worker.adapters.lora_dropout import MOST_LAYERS, draw, dropped
+from trainer_svc.worker.adapters.lora_dropout import MOST_LAYERS, draw_for, dropped
 
 SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that read the same input, in the order in which they are called."""
@@ -187,7 +187,7 @@ class _Group:
     def _dropout(self, x: torch.Tensor) -> torch.Tensor | None:
         """What the members' adapters keep of x [T, E], drawn anew; None where they keep everything."""
         active = self._plan.rate > 0 and self._layers[0].training
-        return draw(x, len(self.sizes), self._plan.rate) if active else None
+        return draw_for(len(self.sizes), x, self._plan.rate) if active else None
 
 
 @dataclass(frozen=True)
