@@ -30,6 +30,7 @@ def seed() -> None:
 
 
 LENGTHS = [5, 30, 17, 31, 32, 3, 1, 100, 20]
+LONG = [100, 1, 110, 110, 90, 3]
 
 
 def hidden_states(model: PreTrainedModel, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
@@ -45,7 +46,7 @@ def packed_and_reference(model: PreTrainedModel) -> tuple[PreTrainedModel, PreTr
     return model, reference
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, [7, 7, 7], [13], [1, 1], [40, 2, 39]], ids=str)
+@pytest.mark.parametrize("lengths", [LENGTHS, LONG, [7, 7, 7], [13], [1, 1], [40, 2, 39]], ids=str)
 def test_every_document_gives_what_it_gives_alone(lengths: list[int]) -> None:
     packed, reference = packed_and_reference(make_tiny_model(hidden=128, layers=2, std=0.1))
     ids = torch.randint(4, 260, (1, sum(lengths)))
@@ -54,11 +55,12 @@ def test_every_document_gives_what_it_gives_alone(lengths: list[int]) -> None:
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_are_those_of_the_documents_alone() -> None:
+@pytest.mark.parametrize("lengths", [LENGTHS, LONG], ids=str)
+def test_gradients_are_those_of_the_documents_alone(lengths: list[int]) -> None:
     packed, reference = packed_and_reference(make_tiny_model(hidden=128, layers=2, std=0.1))
-    ids, weights = torch.randint(4, 260, (1, sum(LENGTHS))), torch.randn(sum(LENGTHS), 128)
-    (hidden_states(packed, ids, LENGTHS) * weights).sum().backward()
-    for part, weight in zip(ids.split(LENGTHS, dim=1), weights.split(LENGTHS), strict=True):
+    ids, weights = torch.randint(4, 260, (1, sum(lengths))), torch.randn(sum(lengths), 128)
+    (hidden_states(packed, ids, lengths) * weights).sum().backward()
+    for part, weight in zip(ids.split(lengths, dim=1), weights.split(lengths), strict=True):
         (reference.base_model(input_ids=part).last_hidden_state[0] * weight).sum().backward()
     for (name, ours), theirs in zip(packed.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(
@@ -66,10 +68,10 @@ def test_gradients_are_those_of_the_documents_alone() -> None:
         )
 
 
+@pytest.mark.parametrize("lengths", [[9, 3, 20], LONG], ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_other_architectures(name: str) -> None:
+def test_other_architectures(name: str, lengths: list[int]) -> None:
     packed, reference = packed_and_reference(AutoModelForCausalLM.from_config(MODELS[name]).eval())
-    lengths = [9, 3, 20]
     ids = torch.randint(4, 97, (1, sum(lengths)))
     alone = [reference.base_model(input_ids=part).last_hidden_state[0] for part in ids.split(lengths, dim=1)]
     torch.testing.assert_close(hidden_states(packed, ids, lengths), torch.cat(alone), rtol=1e-4, atol=1e-4)
@@ -80,9 +82,15 @@ def test_short_documents_are_gathered_with_little_padding() -> None:
     assert [(bucket.count, bucket.length) for bucket in documents.buckets] == [(1, 100), (3, 32), (2, 5)]
 
 
+def test_long_documents_stay_where_they_are() -> None:
+    documents = Documents.of(LONG)
+    assert documents.slots is None and not documents.even
+    assert [(b.count, b.length) for b in documents.buckets] == [(1, 100), (1, 1), (2, 110), (1, 90), (1, 3)]
+
+
 def test_documents_of_one_length_are_not_moved_at_all() -> None:
     documents = Documents.of([16] * 8)
-    assert documents.slots is None
+    assert documents.slots is None and documents.even
     assert [(bucket.count, bucket.length) for bucket in documents.buckets] == [(8, 16)]
 
 

@@ -20,6 +20,7 @@ from trainer_svc.worker.adapters.lora_targets import adapts_experts, not_served
 from trainer_svc.worker.checkpoints.base import save_base
 from trainer_svc.worker.checkpoints.remote import RemoteCheckpoints
 from trainer_svc.worker.data.tokenizer import load_tokenizer
+from trainer_svc.worker.memory import keep_freed
 from trainer_svc.worker.model.cuda import compile_layers
 from trainer_svc.worker.model.modeling import config_error, load_model, quantization_of
 from trainer_svc.worker.model.policy import Policy
@@ -134,6 +135,8 @@ def load_session(
     if ranks.world_size == 1:
         policy.compiled = compile_layers(policy.model, train, policy.precision)
     reference = _load_reference(train) if kind == "grpo" and _needs_reference(train) and not train.lora else None
+    if policy.device.type == "cpu":
+        keep_freed()
     if ranks.world_size > 1:
         policy.spread(train.zero_level)
         torch.manual_seed(train.train_seed + ranks.rank)  # dropout differs from rank to rank

@@ -1,10 +1,10 @@
 """Attention inside each document of a packed sequence, exactly: the one place that knows how.
 
-Documents lie one after the other in one row of T tokens. Documents of about the same length are gathered into a batch,
-padded on the right: under a causal mask no token sees what is to its right, so that padding changes nothing and neither
-a mask of [T, T] nor one of the documents is ever made. On CUDA, in half precision, the documents go to the kernel of
-variable-length attention as they lie. Registered with transformers as `surogate_packed`; models hand the keyword
-argument `documents` of their forward through to it.
+Documents lie one after the other in one row of T tokens. Short ones of about the same length are gathered into a batch,
+padded on the right: under a causal mask no token sees what is to its right, so that padding changes nothing; long ones
+are taken one by one, where they lie. Neither a mask of [T, T] nor one of the documents is ever made. On CUDA, in half
+precision, all documents go to the kernel of variable-length attention as they lie. Registered with transformers as
+`surogate_packed`; models hand the keyword argument `documents` of their forward through to it.
 
 Legend: T tokens of the row, H query heads, K key-value heads, D head dimensions, n documents of a bucket, L its length.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ LARGEST_PADDING = 0.25
 
 SMALL_PADDING = 8
 """... or when the padding is at most this many tokens."""
+
+
+LONG = 64
+"""Documents that are as long as this on average are not gathered: moving them costs more than a batch of them saves."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Documents:
     @property
     def even(self) -> bool:
         """Whether all documents are of one length."""
-        return self.slots is None
+        return self.slots is None and len(self.buckets) == 1
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Documents:
@@ -71,8 +76,9 @@ class Documents:
         offsets = np.full(_power_of_two(len(lengths), least=8) + 1, ends[-1], dtype=np.int32)
         offsets[0], offsets[1 : len(lengths) + 1] = 0, ends
         laid = torch.from_numpy(offsets), _power_of_two(max(lengths), least=128)
-        if len(set(lengths)) == 1:
-            return cls((Bucket(len(lengths), lengths[0]),), None, None, None, *laid)
+        if len(set(lengths)) == 1 or ends[-1] >= LONG * len(lengths):
+            runs = tuple(Bucket(len(list(run)), length) for length, run in groupby(lengths))
+            return cls(runs, None, None, None, *laid)
         starts = np.concatenate([[0], ends[:-1]])
         order = sorted(range(len(lengths)), key=lambda document: (-lengths[document], document))
         buckets, slots = [], []
@@ -171,15 +177,11 @@ def packed_attention(
     if documents.slots is not None and documents.tokens is not None:
         # A padding slot gets no gradient (nothing attends to it and its own output is dropped), so none is lost here.
         rows = [_pick(x, documents.slots, documents.tokens) for x in rows]
-    outputs, start = [], 0
-    for bucket in documents.buckets:
-        size = bucket.count * bucket.length
-        q, k, v = (
-            x[start : start + size].view(bucket.count, bucket.length, *x.shape[1:]).transpose(1, 2) for x in rows
-        )
+    outputs, sizes = [], [bucket.count * bucket.length for bucket in documents.buckets]
+    for bucket, *parts in zip(documents.buckets, *(torch.split(x, sizes) for x in rows), strict=True):
+        q, k, v = (x.view(bucket.count, bucket.length, *x.shape[1:]).transpose(1, 2) for x in parts)
         output = _causal_attention(q, k, v, scaling, dropout, sliding_window, softcap, s_aux)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
-        start += size
     result = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if documents.slots is not None and documents.tokens is not None:
         result = _pick(result, documents.tokens, documents.slots, documents.filled)

@@ -13,6 +13,7 @@ from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, Violation
 from trainer_svc.worker.model.apart import check_apart
 from trainer_svc.worker.model.attention import use_packed_attention
+from trainer_svc.worker.model.norm import use_few_passes
 from trainer_svc.worker.model.precision import Precision, has_bfloat16
 from trainer_svc.worker.model.rope import apply_context
 from trainer_svc.worker.paths import is_local, model_source
@@ -78,6 +79,7 @@ def load_model(
     use_packed_attention(model)
     model = model.to(device(train))
     check_apart(model, precision)
+    use_few_passes(model)
     return model, precision
 
 
