@@ -149,6 +149,30 @@ async def test_an_answer_for_which_there_is_no_room_ends_the_episode(tmp_path: P
         assert metrics(job)[0]["completion/truncated_fraction"] == len(cut) / 8
 
 
+@pytest.mark.parametrize("answer", [["x" * 100_000], ["x"] * 1000])
+async def test_an_answer_that_is_far_too_long_ends_the_episode_before_it_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: list[str]
+) -> None:
+    encode = ChatTokenizer.encode_answer
+    encoded: list[int] = []
+
+    def counted(self: ChatTokenizer, prompt: Any, said: Any, given: Any, last_id: int) -> list[int]:
+        encoded.append(sum(len(message.content) for message in given))
+        return encode(self, prompt, said, given, last_id)
+
+    async def flood(request: reward_pb2.TakeTurnRequest) -> reward_pb2.TakeTurnResponse:
+        messages = [common_pb2.ChatMessage(role="user", content=text) for text in answer]
+        return reward_pb2.TakeTurnResponse(messages=messages)
+
+    async with grpo_job(tmp_path, max_steps=1, context=100) as (job, fakes):
+        multi_turn(job, fakes)
+        fakes.hooks.on["TakeTurn"] = flood
+        monkeypatch.setattr(ChatTokenizer, "encode_answer", counted)
+        await job.run()
+        assert {(row["turns"], row["finish_reason"]) for row in stored(job)} == {(1, "length")}
+    assert max(encoded, default=0) < 1000  # of the template's own trial
+
+
 async def test_an_episode_whose_turn_is_not_answered_is_left_out(tmp_path: Path) -> None:
     async with grpo_job(tmp_path, max_steps=2, refill_rounds=1) as (job, fakes):
         multi_turn(job, fakes)

@@ -22,6 +22,9 @@ from orchestrator_svc.grpo.tasks import together
 from surogate.errors import SurogateError, UnimplementedError
 from surogate.v1 import common_pb2, reward_pb2
 
+_CHARACTERS_PER_TOKEN = 64
+"""More than a token stands for on average in any text, runs of white space aside."""
+
 
 class EpisodeBrokenError(SurogateError):
     """The environment did not answer a turn, or its answer cannot be shown to the model."""
@@ -118,8 +121,8 @@ class Player:
             episode.state = answer.state
             if not answer.messages or turn == environment.max_turns:
                 break
-            ids = self._encode(episode, answer.messages)
-            if episode.length + len(ids) >= self._plan.context:
+            ids = self._encode(episode, answer.messages) if self._may_fit(answer.messages) else None
+            if ids is None or episode.length + len(ids) >= self._plan.context:
                 episode.finish_reason = LENGTH
                 break
             episode.answer(ids, answer.messages)
@@ -155,6 +158,11 @@ class Player:
             if isinstance(error, FATAL) and not isinstance(error, UnimplementedError):
                 raise
             raise EpisodeBrokenError(f"turn {turn} of rollout {episode.rollout_id}: {error}") from error
+
+    def _may_fit(self, answer: Sequence[common_pb2.ChatMessage]) -> bool:
+        """Whether it is worth encoding: what is far too long would hold up everything else meanwhile."""
+        size = sum(len(message.role) + len(message.content) for message in answer)
+        return len(answer) < self._plan.context and size <= _CHARACTERS_PER_TOKEN * self._plan.context
 
     def _encode(self, episode: _Episode, answer: Sequence[common_pb2.ChatMessage]) -> list[int]:
         try:
