@@ -18,7 +18,8 @@ from orchestrator_svc.jobstore.journal import read_events
 from orchestrator_svc.jobstore.messages import ENDED
 from orchestrator_svc.jobstore.scaling import scale_of
 from orchestrator_svc.jobstore.schema import jobs
-from orchestrator_svc.launchers.kubernetes.api import EVENT, Api, ConflictError, Object
+from orchestrator_svc.launchers.kubernetes.answers import ConflictError
+from orchestrator_svc.launchers.kubernetes.api import EVENT, Api, Object
 from orchestrator_svc.launchers.kubernetes.mirror import Mirror
 from orchestrator_svc.launchers.kubernetes.names import OUR_LABELS, TRAINING_JOB_NAME, TRAINING_JOB_UID
 from orchestrator_svc.trainingjobs.crd import TRAINING_JOB

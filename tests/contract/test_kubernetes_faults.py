@@ -16,7 +16,8 @@ pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
 from orchestrator_svc.launchers import incarnations
 from orchestrator_svc.launchers.kubernetes import api, troubles, words, worker
-from orchestrator_svc.launchers.kubernetes.api import CONFIG_MAP, Api, ApiUnavailableError
+from orchestrator_svc.launchers.kubernetes.answers import ApiUnavailableError
+from orchestrator_svc.launchers.kubernetes.api import CONFIG_MAP, Api
 from orchestrator_svc.launchers.kubernetes.mirror import Mirror
 from surogate.v1 import job_pb2
 from tests.contract.test_kubernetes_grpo import grpo_config

@@ -22,7 +22,8 @@ import yaml
 pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
 from orchestrator_svc.launchers.base import WorkerSpec
-from orchestrator_svc.launchers.kubernetes.api import CONFIG_MAP, EVENT, JOB, SERVICE, Api, ConflictError
+from orchestrator_svc.launchers.kubernetes.answers import ConflictError
+from orchestrator_svc.launchers.kubernetes.api import CONFIG_MAP, EVENT, JOB, SERVICE, Api
 from orchestrator_svc.launchers.kubernetes.launcher import KubernetesLauncher
 from orchestrator_svc.settings import OrchestratorSettings
 from orchestrator_svc.trainingjobs.crd import TRAINING_JOB

@@ -15,7 +15,8 @@ from aiohttp import web
 
 pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
-from orchestrator_svc.launchers.kubernetes import api, words
+from orchestrator_svc.launchers.kubernetes import words
+from orchestrator_svc.launchers.kubernetes.answers import ExpiredError
 from orchestrator_svc.launchers.kubernetes.api import JOB, POD, Api
 from orchestrator_svc.launchers.kubernetes.mirror import Mirror
 from surogate.errors import AlreadyExistsError, InvalidInputError, NotFoundError, PermissionDeniedError, SurogateError
@@ -144,7 +145,7 @@ async def test_a_deletion_of_the_fake_leaves_what_the_real_one_left(policy: str 
         ("job-immutable-422", InvalidInputError, "immutable"),
         ("job-get-404", NotFoundError, "not found"),
         ("ns-missing-404", NotFoundError, 'namespaces "absent" not found'),
-        ("watch-expired-410", api.ExpiredError, "too old"),
+        ("watch-expired-410", ExpiredError, "too old"),
     ],
 )
 async def test_the_launcher_tells_the_recorded_refusals_apart(

@@ -17,7 +17,8 @@ import yaml
 
 pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
-from orchestrator_svc.launchers.kubernetes.api import CONFIG_MAP, JOB, Api, ExpiredError, Kind
+from orchestrator_svc.launchers.kubernetes.answers import ExpiredError
+from orchestrator_svc.launchers.kubernetes.api import CONFIG_MAP, JOB, Api, Kind
 from surogate.errors import PermissionDeniedError
 from tests.helpers.cluster.kube import TEMPLATE
 from tests.helpers.cluster.kube_cluster import GIVEN, NOT_GIVEN, OLDEST, Object, RealCluster

@@ -7,11 +7,9 @@ servers really send (a bookmark whose containers are null), and differ between v
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -19,17 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator_svc.launchers.kubernetes.answers import (
+    ApiUnavailableError,
+    ConflictError,
+    ExpiredError,
+    parsed,
+    status_error,
+)
+from orchestrator_svc.launchers.kubernetes.connection import call, connect, open_stream, split_lines
 from orchestrator_svc.launchers.kubernetes.names import MANAGER
 from surogate.errors import (
-    AlreadyExistsError,
-    ConfigError,
-    FailedPreconditionError,
-    InvalidInputError,
     NotFoundError,
-    PermissionDeniedError,
     SurogateError,
-    UnavailableError,
-    Violation,
 )
 from surogate.telemetry.log import get_logger
 
@@ -45,7 +44,6 @@ _WATCH_SILENCE = WATCH_SECONDS + 15.0
 _CALLS, _STREAMS = 8, 64
 _FIRST_PAUSE, _MAX_PAUSE = 0.25, 10.0
 _PAGE = 500
-_CHUNK = 1 << 16
 _WRITER = ("fieldManager", MANAGER)
 """Who has set the fields that are written here, for people who apply theirs on the server's side."""
 _GRACE = 5.0
@@ -58,34 +56,6 @@ Listing = tuple[Objects, str]
 Told = Callable[[str], Awaitable[None]]
 """Hears why a call has to wait."""
 _log = get_logger("kubernetes")
-
-
-class ApiUnavailableError(UnavailableError):
-    """The API server does not answer, or is too busy; `retry_after` is what it asked for, in seconds."""
-
-    reason = "KUBERNETES_UNAVAILABLE"
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class ConflictError(FailedPreconditionError):
-    """The object has changed, or is not the one that was meant: look again."""
-
-    reason = "KUBERNETES_CONFLICT"
-
-
-class OverQuotaError(FailedPreconditionError):
-    """A ResourceQuota is used up: there is room when others leave it."""
-
-    reason = "KUBERNETES_QUOTA"
-
-
-class ExpiredError(FailedPreconditionError):
-    """The resource version is too old for a watch to begin there: list again."""
-
-    reason = "KUBERNETES_EXPIRED"
 
 
 @dataclass(frozen=True)
@@ -128,7 +98,7 @@ class Api:
 
     async def open(self) -> None:
         """Reads the configuration. Raises ConfigError if there is none."""
-        self._client = await asyncio.get_running_loop().run_in_executor(self._calls, _connect, self._kubeconfig)
+        self._client = await asyncio.get_running_loop().run_in_executor(self._calls, connect, self._kubeconfig)
 
     async def close(self) -> None:
         """Gives the threads back; calls under way end by their own deadlines."""
@@ -209,9 +179,9 @@ class Api:
         ]
         async with aclosing(self._lines(kind.path(self.namespace), query, _WATCH_SILENCE)) as lines:
             async for line in lines:
-                event = _parsed(line)
+                event = parsed(line)
                 if event["type"] == "ERROR":
-                    raise _status_error(int(event["object"].get("code", 500)), event["object"], None)
+                    raise status_error(int(event["object"].get("code", 500)), event["object"], None)
                 yield event["type"], event["object"]
 
     async def log(self, pod: str, *, container: str, tail: int, previous: bool = False) -> str:
@@ -233,7 +203,7 @@ class Api:
                 yield line.decode(errors="replace")
 
     async def _json(self, method: str, path: str, **options: Any) -> Object:
-        return await self._request(method, path, _parsed, **options)
+        return await self._request(method, path, parsed, **options)
 
     async def _request(
         self,
@@ -252,9 +222,9 @@ class Api:
         it is not at once well."""
         until = time.monotonic() + (self.patience if patience is None else patience)
         for attempt in range(1_000_000):
-            call = partial(_call, self._client, method, path, body, query, content, CALL_SECONDS)
+            request = partial(call, self._client, method, path, body, query, content, CALL_SECONDS)
             try:
-                return read(await self._in_thread(self._calls, call, CALL_SECONDS + _GRACE))
+                return read(await self._in_thread(self._calls, request, CALL_SECONDS + _GRACE))
             except ApiUnavailableError as error:
                 pause = pause_before(attempt, error.retry_after)
                 if time.monotonic() + pause > until:
@@ -267,9 +237,9 @@ class Api:
 
     async def _lines(self, path: str, query: Sequence[tuple[str, str]], silence: float) -> AsyncGenerator[bytes, None]:
         """Lines of a streamed answer as they come. Each read has a thread while it waits."""
-        call = partial(_open_stream, self._client, path, query, silence)
-        response = await self._in_thread(self._streams, call, CALL_SECONDS + _GRACE)
-        lines = _split_lines(response)
+        opening = partial(open_stream, self._client, path, query, CALL_SECONDS, silence)
+        response = await self._in_thread(self._streams, opening, CALL_SECONDS + _GRACE)
+        lines = split_lines(response)
         try:
             while (line := await self._in_thread(self._streams, partial(_next, lines), silence + _GRACE)) is not None:
                 yield line
@@ -290,157 +260,6 @@ def pause_before(attempt: int, retry_after: float | None) -> float:
     if retry_after is not None:
         return min(retry_after, 60.0) + random.uniform(0, 0.1)  # noqa: S311 - spreads clients, hides nothing
     return min(_MAX_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
-
-
-def _connect(kubeconfig: Path | None) -> Any:
-    try:
-        from kubernetes import client, config
-        from kubernetes.dynamic import DynamicClient
-    except ImportError as error:
-        why = "kubernetes needs the Python client: pip install 'surogate[kubernetes]'"
-        raise ConfigError.of([Violation("launcher", why)]) from error
-    settings = client.Configuration()
-    try:
-        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config(client_configuration=settings)
-        else:
-            file = None if kubeconfig is None else str(kubeconfig)
-            config.load_kube_config(config_file=file, client_configuration=settings)
-    except config.ConfigException as error:
-        why = f"there is no way to the cluster: {error}; run inside it, or set kubeconfig"
-        raise ConfigError.of([Violation("kubeconfig", why)]) from error
-    settings.retries = False  # calls are tried again here, where waiting holds no thread
-    return DynamicClient(client.ApiClient(settings), discoverer=_NoDiscovery)
-
-
-class _NoDiscovery:
-    """Stands in for the client's discovery: the few kinds that are used here are known."""
-
-    def __init__(self, client: Any, cache_file: Any) -> None:
-        pass
-
-
-def _call(
-    client: Any,
-    method: str,
-    path: str,
-    body: Object | None,
-    query: Sequence[tuple[str, str]],
-    content: str,
-    seconds: float,
-) -> bytes:
-    """One answer. Raises ApiUnavailableError when it is not all there in time, however steadily it trickles in."""
-    until = time.monotonic() + seconds
-    response = _send(client, method, path, body, query, content, seconds)
-    parts = []
-    try:
-        while part := response.read1(_CHUNK):
-            parts.append(part)
-            if time.monotonic() > until:
-                response.close()
-                raise ApiUnavailableError(f"the API server's answer was not all there within {seconds:g} s")
-    except SurogateError:
-        raise
-    except Exception as error:
-        raise _transport_error(error) from error
-    response.release_conn()
-    return b"".join(parts)
-
-
-def _open_stream(client: Any, path: str, query: Sequence[tuple[str, str]], silence: float) -> Any:
-    return _send(client, "GET", path, None, query, "application/json", (CALL_SECONDS, silence))
-
-
-def _send(
-    client: Any,
-    method: str,
-    path: str,
-    body: Object | None,
-    query: Sequence[tuple[str, str]],
-    content: str,
-    seconds: float | tuple[float, float],
-) -> Any:
-    from kubernetes.client.exceptions import ApiException
-
-    try:
-        return client.request(
-            method,
-            path,
-            body=body,
-            query_params=list(query),
-            content_type=content,
-            serialize=False,
-            _request_timeout=seconds,
-        )
-    except ApiException as error:
-        raise _answer_error(error) from error
-    except Exception as error:
-        raise _transport_error(error) from error
-
-
-def _answer_error(error: Any) -> SurogateError:
-    body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
-    try:
-        status = json.loads(body)
-    except ValueError:
-        status = {}
-    if not isinstance(status, dict):
-        status = {}
-    headers: Mapping[str, str] = error.headers or {}
-    return _status_error(error.status or 0, {"message": body or error.reason, **status}, headers.get("Retry-After"))
-
-
-def _status_error(code: int, status: Mapping[str, Any], retry_after: str | None) -> SurogateError:
-    """The exception for a Status that the API server answered with."""
-    message, reason = str(status.get("message") or f"HTTP {code}"), status.get("reason", "")
-    if code == 410 or reason in {"Expired", "Gone"}:
-        return ExpiredError(message)
-    if code == 404:
-        return NotFoundError(message, reason="KUBERNETES_NOT_FOUND")
-    if code == 409:
-        return AlreadyExistsError(message) if reason == "AlreadyExists" else ConflictError(message)
-    if code in {400, 405, 413, 415, 422}:
-        return InvalidInputError(f"the API server refuses it: {message}", reason="KUBERNETES_INVALID")
-    if code == 403 and "exceeded quota:" in message:
-        return OverQuotaError(f"the API server refuses it: {message}")
-    if code in {401, 403}:
-        return PermissionDeniedError(f"the API server refuses it: {message}", reason="KUBERNETES_FORBIDDEN")
-    seconds = (status.get("details") or {}).get("retryAfterSeconds") if retry_after is None else retry_after
-    with suppress(TypeError, ValueError):
-        return ApiUnavailableError(message, None if seconds is None else float(seconds))
-    return ApiUnavailableError(message)
-
-
-def _transport_error(error: Exception) -> SurogateError:
-    from urllib3.exceptions import HTTPError
-
-    if isinstance(error, HTTPError | OSError):
-        return ApiUnavailableError(f"the API server cannot be reached: {error}")
-    raise error
-
-
-def _parsed(text: bytes) -> Object:
-    """What JSON says. Half an answer, or a page of something in between, is as good as none."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        begins = text[:200].decode(errors="replace")
-        raise ApiUnavailableError(f"what answers is no API server, or was cut off: {begins!r}")
-    return found
-
-
-def _split_lines(response: Any) -> Iterator[bytes]:
-    rest = b""
-    try:
-        for chunk in response.stream(_CHUNK):
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from (line for line in lines if line)
-    except Exception as error:
-        raise _transport_error(error) from error
-    if rest:
-        yield rest
 
 
 def _next(lines: Iterator[bytes]) -> bytes | None:

@@ -6,16 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from orchestrator_svc.launchers.kubernetes.api import (
-    JOB,
-    POD,
-    Api,
-    ApiUnavailableError,
-    ExpiredError,
-    Kind,
-    Object,
-    pause_before,
-)
+from orchestrator_svc.launchers.kubernetes.answers import ApiUnavailableError, ExpiredError
+from orchestrator_svc.launchers.kubernetes.api import JOB, POD, Api, Kind, Object, pause_before
 from orchestrator_svc.launchers.kubernetes.names import JOB_NAME
 from surogate.errors import SurogateError
 from surogate.telemetry.log import get_logger

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator_svc.launchers.base import WorkerFailedError, WorkerSpec
 from orchestrator_svc.launchers.incarnations import RestartBudget, RestartedWorker, RestartPolicy
 from orchestrator_svc.launchers.kubernetes import names, words
-from orchestrator_svc.launchers.kubernetes.api import JOB, Object, OverQuotaError
+from orchestrator_svc.launchers.kubernetes.answers import OverQuotaError
+from orchestrator_svc.launchers.kubernetes.api import JOB, Object
 from orchestrator_svc.launchers.kubernetes.manifests import GRPC_PORT
 from orchestrator_svc.launchers.kubernetes.troubles import Troubles
 from orchestrator_svc.launchers.kubernetes.words import Wait
