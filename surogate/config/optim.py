@@ -132,8 +132,8 @@ class ParallelKeys(ConfigModel):
     number of processes on the CPU (0 = one).
     """
     zero_level: Annotated[Literal[1, 2, 3], one_of(_is_zero_level, "must be 1, 2 or 3")] = 1
-    """What is in shares over the GPUs: the optimiser's state (1), gradients and weights too, which stay whole from a
-    layer's forward to its backward pass (2), or only while the layer computes (3).
+    """What is in shares over the GPUs: the optimiser's state (1), gradients and trained weights too, which stay whole
+    from a layer's forward to its backward pass (2), or all weights, whole only while their layer computes (3).
     """
     distributed: DistributedKeys = DistributedKeys()
     """Several nodes."""
@@ -146,13 +146,6 @@ class ParallelKeys(ConfigModel):
         problems = []
         if getattr(self, "offload_optimizer", False):
             problems.append(problem("offload_optimizer", "is for one GPU; over several, zero_level shares the state"))
-        if self.zero_level > 1 and getattr(self, "optimizer", "adamw") != "adamw":
-            text = f"must be adamw with zero_level: {self.zero_level}; the others go with zero_level: 1"
-            problems.append(problem("optimizer", text))
-        if self.zero_level > 1 and any(getattr(self, f"qlora_{kind}", False) for kind in ("bnb", "fp8", "fp4")):
-            problems.append(problem("zero_level", "must be 1 with QLoRA: quantised weights are not cut into shares"))
-        if self.zero_level > 1 and getattr(self, "recipe", "bf16") != "bf16":
-            problems.append(problem("zero_level", "must be 1 with a recipe other than bf16"))
         for key, free in (("master_dtype", (None, "fp32")), ("gradient_dtype", (None,))):
             if getattr(self, key, None) not in free:
                 problems.append(problem(key, "is for one GPU; over several, zero_level shares weights and gradients"))

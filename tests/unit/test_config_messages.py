@@ -110,18 +110,7 @@ def dataset(**keys: Any) -> dict[str, Any]:
             "gradient_dtype: is for one GPU; over several, zero_level shares weights and gradients",
         ),
         ({"recipe": "fp8_hybrid", "qlora_bnb": True}, "recipe: must be bf16 with QLoRA, got fp8_hybrid"),
-        (
-            {"optimizer": "normuon", "gpus": 2, "zero_level": 2},
-            "optimizer: must be adamw with zero_level: 2; the others go with zero_level: 1",
-        ),
-        (
-            {"optimizer": "adamw_8bit", "gpus": 2, "zero_level": 3},
-            "optimizer: must be adamw with zero_level: 3; the others go with zero_level: 1",
-        ),
-        (
-            {"qlora_bnb": True, "optimizer": "adamw", "gpus": 2, "zero_level": 3},
-            "zero_level: must be 1 with QLoRA: quantised weights are not cut into shares",
-        ),
+        ({"zero_level": 0}, "zero_level: must be 1, 2 or 3, got 0"),
         ({"recipe": "fp8"}, "recipe: must be one of bf16, fp8_hybrid, nvfp4; got 'fp8'"),
         (
             {"noise_scheduler": {"enabled": True}},

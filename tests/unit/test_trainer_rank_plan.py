@@ -56,7 +56,6 @@ def test_what_cannot_be_is_refused_by_its_key(train: dict[str, Any], environment
 @pytest.mark.parametrize(
     ("train", "key"),
     [
-        ({"gpus": 2, "zero_level": 2, "optimizer": "adamw_8bit"}, "optimizer"),
         ({"gpus": 2, "offload_optimizer": True}, "offload_optimizer"),
         ({"zero_level": 4}, "zero_level"),
         ({"gpus": -1}, "gpus"),

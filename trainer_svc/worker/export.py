@@ -15,7 +15,7 @@ from surogate.v1 import common_pb2, weights_pb2
 from surogate.weights.manifest import write_image
 from trainer_svc.worker.adapters import lora
 from trainer_svc.worker.model.noise import deviation, with_noise
-from trainer_svc.worker.model.spread import whole_state
+from trainer_svc.worker.model.shares import whole_state
 from trainer_svc.worker.session import TrainingSession
 
 _DTYPES = {

@@ -8,13 +8,18 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tests.helpers.models.engine import KeepingReporter, sample, session_request
 from tests.helpers.models.tiny import VOCAB_SIZE
+from trainer_svc.worker import session
 from trainer_svc.worker.engine import Engine
+from trainer_svc.worker.model.recipe import use_recipe
 from trainer_svc.worker.ranks import Ranks
 
 BATCHES = 4
@@ -32,6 +37,13 @@ def rollouts(seed: int, count: int = 11) -> list[Any]:
         given = {"advantage": draw.choice([-1.5, 0.5, 1.0]), "temperature": draw.choice([0.7, 1.0])}
         found.append(sample(f"rollout-{number:02}", ids, prompt, logprobs=logprobs, **given))
     return found
+
+
+@contextmanager
+def emulated_recipe() -> Iterator[None]:
+    """Inside, recipes need no hardware: their products are computed in float32, rounded alike."""
+    with patch.object(session, "check"), patch.object(session, "use_recipe", partial(use_recipe, emulate=True)):
+        yield
 
 
 def train(case: Mapping[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]:
@@ -52,6 +64,7 @@ def train(case: Mapping[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]
         steps = [reporter.steps[step] for step in sorted(reporter.steps)]
         logprobs = engine.compute_logprobs(_tokens())
         exported = engine.export_weights(1, str(folder))
+    base = engine.export_weights(0, str(folder)) if engine.session.train.quantizes else None
     return {
         "losses": [step["loss"] for step in steps],
         "norms": [step["grad_norm"] for step in steps],
@@ -59,6 +72,7 @@ def train(case: Mapping[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]
         "evaluations": [values["eval/loss"] for values in reporter.evaluations.values()],
         "logprobs": [list(found.logprobs) for found in logprobs.sequences],
         "exported": [tensor.name for tensor in exported.manifest.tensors],
+        "base": {tensor.name: tensor.xxh3 for tensor in base.manifest.tensors} if base else {},
         "output": str(output),
     }
 
@@ -74,7 +88,8 @@ def main() -> int:
     folder, ranks = Path(sys.argv[1]), Ranks.join()
     results = {}
     for case in json.loads((folder / "cases.json").read_text()):
-        results[case["name"]] = train(case, folder, ranks)
+        with emulated_recipe():
+            results[case["name"]] = train(case, folder, ranks)
     if ranks.first:
         (folder / f"results-{ranks.world_size}.json").write_text(json.dumps(results))
     return 0

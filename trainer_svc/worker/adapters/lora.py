@@ -17,7 +17,7 @@ from surogate.storage.fetch import local
 from trainer_svc.worker.adapters.lora_float import use_float_layers
 from trainer_svc.worker.adapters.lora_targets import adapted_name, bare, is_adapters, targets
 from trainer_svc.worker.model.modeling import config_error
-from trainer_svc.worker.model.spread import whole
+from trainer_svc.worker.model.shares import whole
 from trainer_svc.worker.paths import is_local
 from trainer_svc.worker.quantized.state import decoded_state, weight_of
 
@@ -109,7 +109,8 @@ def merged_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         if isinstance(module, LoraLayer):
             weight = whole(_adapted_weight(module))
             delta = whole(module.get_delta_weight("default").detach())
-            state[adapted_name(name, module)] = (weight.float() + delta.float()).contiguous()
+            place = adapted_name(name, module)
+            state[place] = (weight.float() + delta.float()).contiguous().to(state[place].device)
     return state
 
 

@@ -22,7 +22,7 @@ from trainer_svc.worker.checkpoints.card import write_card
 from trainer_svc.worker.checkpoints.checkpoint_folders import STATE, Warn, checkpoints, forget_old, state_of
 from trainer_svc.worker.checkpoints.files import write_adapter, write_model
 from trainer_svc.worker.model.modeling import config_error
-from trainer_svc.worker.model.spread import share_like, whole, whole_state
+from trainer_svc.worker.model.shares import share_like, whole, whole_state
 from trainer_svc.worker.session import TrainingSession
 
 FORMAT = 1

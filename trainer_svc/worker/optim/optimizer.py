@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.model.spread import whole
+from trainer_svc.worker.model.shares import whole
+from trainer_svc.worker.optim.blockwise import OverShares, begins_with_blocks, joined
 from trainer_svc.worker.optim.narrow import is_narrow, keep_gradients, total_norm, widened
 from trainer_svc.worker.optim.optimizer_kinds import local, make_optimizers, restored, saved, takes_scale
 from trainer_svc.worker.optim.schedule import Schedule
@@ -115,11 +117,12 @@ class Optimizer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Moments and step counts, as `<weight>|<field>`, on rank 0; nothing on others, which must ask all the same."""
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for name, weight in self._weights.items():
-            for field, value in self._state_of(weight).items():
-                found[f"{name}|{field}"] = value
-        return found if self._ranks.first else {}
+            whole_state = self._state_of(weight)
+            if self._ranks.first:
+                found |= {f"{name}|{field}": value for field, value in whole_state.items()}
+        return found
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Undoes what happened since `state()`. Raises KeyError for a weight that is not trained here."""
@@ -145,6 +148,11 @@ class Optimizer:
         own = dict(saved(local(part).state.get(weight, {})))
         if self._ranks.world_size == 1:
             return own
+        if isinstance(part, OverShares):
+            assert isinstance(weight, DTensor)
+            own = {field: value.cpu() for field, value in own.items()}
+            everybodys = self._ranks.gather_at_first(own) if begins_with_blocks(weight) else [own]
+            return joined(everybodys) if self._ranks.first else {}
         if local(part) is part:  # every rank has a share of each tensor
             return {field: whole(value).cpu() for field, value in own.items()}
         everybodys = self._ranks.gather_at_first({field: value.cpu() for field, value in own.items()})

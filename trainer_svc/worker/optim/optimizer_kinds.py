@@ -10,8 +10,9 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.model.spread import share_like
+from trainer_svc.worker.model.shares import share_like
 from trainer_svc.worker.optim.bitsandbytes_library import load_bitsandbytes
+from trainer_svc.worker.optim.blockwise import OverShares, over_shares, share_of
 from trainer_svc.worker.optim.normuon import NorMuon
 
 SMALLEST_8BIT = 4096
@@ -67,9 +68,12 @@ def saved(state: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
 
 def restored(optimizer: Any, weight: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The inverse of `saved`."""
-    state: dict[str, Any] = {
-        field: value.clone() if field == "step" else _like(value, weight) for field, value in fields.items()
-    }
+    state: dict[str, Any] = {}
+    for field, value in fields.items():
+        if isinstance(optimizer, OverShares):
+            state[field] = share_of(field, value, weight).to(weight.device).clone()  # type: ignore[arg-type]
+        else:
+            state[field] = value.clone() if field == "step" else _like(value, weight)
     if hasattr(optimizer, "name2qmap"):
         state["step"] = int(state["step"])
         state |= {field: optimizer.name2qmap[code].to(weight.device) for field, code in _CODES.items()}
@@ -77,8 +81,9 @@ def restored(optimizer: Any, weight: torch.Tensor, fields: Mapping[str, torch.Te
 
 
 def _like(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A copy on the weight's device; for a weight that is cut into shares, this rank's share of it."""
-    return share_like(value, weight).clone() if value.shape == weight.shape else value.to(weight.device).clone()
+    """A copy on the weight's device; of what has its rows, where they are cut over ranks, this rank's share."""
+    has_rows = value.shape in (weight.shape, weight.shape[:-1])
+    return share_like(value, weight).clone() if has_rows else value.to(weight.device).clone()
 
 
 def _adamw(weights: Weights, train: TrainConfig, zero: bool) -> torch.optim.Optimizer:
@@ -94,15 +99,16 @@ def _adamw(weights: Weights, train: TrainConfig, zero: bool) -> torch.optim.Opti
 
 
 def _adamw_8bit(weights: Weights, train: TrainConfig, zero: bool) -> torch.optim.Optimizer:
-    library = load_bitsandbytes("optimizer")
+    kind = load_bitsandbytes("optimizer").optim.AdamW8bit
+    in_shares = any(isinstance(weight, DTensor) for weight in weights.values())
     return _made(
-        library.optim.AdamW8bit,
+        over_shares(kind) if in_shares else kind,
         zero,
         _by_decay(weights, train),
         lr=train.learning_rate,
         betas=(train.adamw_beta1, train.adamw_beta2),
         eps=train.adamw_epsilon,
-        min_8bit_size=SMALLEST_8BIT,
+        min_8bit_size=0,  # `weights` are those that are large enough; a share may be smaller
     )
 
 

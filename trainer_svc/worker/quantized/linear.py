@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from trainer_svc.worker.model.shares import whole
 from trainer_svc.worker.quantized.storage import Parts, Storage
 
 
@@ -34,10 +35,18 @@ class QuantizedLinear(torch.nn.Linear):
         for name, value in parts.items():
             self.register_buffer(name, value)
 
+    def scales_as_weights(self) -> None:
+        """Makes the other parts frozen parameters: FSDP2 cuts those into shares, and leaves buffers whole."""
+        for name in self.storage.parts:
+            value = self._buffers.get(name)
+            if value is not None and value.dim() > 0:
+                del self._buffers[name]
+                self.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
+
     def full_weight(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The matrix [out, in] that is computed with."""
-        parts: Parts = {"weight": self.weight.data}
-        parts |= {name: self._buffers[name] for name in self.storage.parts if name in self._buffers}  # type: ignore[misc]
+        """The matrix [out, in] that is computed with. While its parts are in shares, all ranks must ask for it."""
+        stored = {name: getattr(self, name) for name in ("weight", *self.storage.parts) if hasattr(self, name)}
+        parts: Parts = {name: whole(value.detach()) for name, value in stored.items()}
         return self.storage.decode(parts, torch.Size((self.out_features, self.in_features)), dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name in torch's own class

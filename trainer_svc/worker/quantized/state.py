@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from trainer_svc.worker.model.spread import whole_state
+from trainer_svc.worker.model.shares import whole_state
 from trainer_svc.worker.quantized.linear import QuantizedLinear
 
 
@@ -21,14 +21,17 @@ def decoded_state(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch
         if isinstance(layer, QuantizedLinear):
             for part in layer.storage.parts:
                 state.pop(f"{name}.{part}", None)
-            state[f"{name}.weight"] = layer.full_weight(dtype)
+            where = state[f"{name}.weight"].device
+            state[f"{name}.weight"] = layer.full_weight(dtype).to(where)
     return state
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """Trainable weights and all weights; shared ones once, quantised ones by what they stand for."""
-    packed = {id(m.weight): m for m in model.modules() if isinstance(m, QuantizedLinear)}
-    weights = {id(weight): weight for weight in model.parameters()}
+    quantised = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    packed = {id(layer.weight): layer for layer in quantised}
+    scales = {id(getattr(layer, part, None)) for layer in quantised for part in layer.storage.parts}
+    weights = {id(weight): weight for weight in model.parameters() if id(weight) not in scales}
     sizes = {
         key: packed[key].in_features * packed[key].out_features if key in packed else weight.numel()
         for key, weight in weights.items()
