@@ -41,8 +41,13 @@ def check_prompt_length(length: int, facts: EngineFacts, *, field: str) -> None:
         )
 
 
+def is_temperature(value: float) -> bool:
+    """Whether vLLM samples at this temperature: it refuses more than 2, and takes 0.01 for less without a word."""
+    return round(value, 6) >= 0.01 and value <= 2  # 0.01 is a little less in float32
+
+
 _RULES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (lambda value: math.isfinite(value) and value >= 0, "must be 0 or more"),
+    "temperature": (lambda value: value == 0 or is_temperature(value), "must be 0, or 0.01 to 2"),
     "max_tokens": (lambda value: value >= 1, "must be at least 1"),
     "min_tokens": (lambda value: value >= 0, "must be 0 or more"),
     "top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
@@ -75,8 +80,8 @@ def check_scoring(ids: Sequence[int], temperature: float, facts: EngineFacts, *,
     if len(ids) > facts.max_model_len:
         why = f"{len(ids)} tokens are more than max_model_len {facts.max_model_len}"
         raise _invalid(field, why, reason="PROMPT_TOO_LONG")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise _invalid("temperature", f"{temperature:g} must be above 0")
+    if not is_temperature(temperature):
+        raise _invalid("temperature", f"{temperature:g} must be 0.01 to 2")
 
 
 def _invalid(field: str, description: str, *, reason: str | None = None) -> InvalidInputError:

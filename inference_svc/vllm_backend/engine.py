@@ -136,7 +136,9 @@ class VllmEngine:
         return "the engine's process ended unexpectedly; its last log lines say why"
 
     async def close(self) -> None:
-        """See `Engine.close`."""
+        """See `Engine.close`. Nobody reads outputs any more: vLLM would log its end as a failure, with a traceback."""
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()
         await asyncio.to_thread(self._llm.shutdown, timeout=_SHUTDOWN_SECONDS)
 
     async def _swap(self, load: Callable[[], Awaitable[None]], version: int) -> float:

@@ -24,7 +24,8 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 """Settings of other samplers, and the values with which they do nothing."""
 
-Temperature = Annotated[Float, Field(gt=0, le=100)]
+Temperature = Annotated[Float, Field(ge=0.01, le=2)]
+"""What vLLM samples at: it refuses more, and takes 0.01 for less without a word, which training would not."""
 
 
 class TemperatureSchedule(ConfigModel):
@@ -35,9 +36,9 @@ class TemperatureSchedule(ConfigModel):
     type: Literal["linear", "cosine"] = "linear"
     """Shape of the change."""
     start_temperature: Temperature
-    """Temperature of the first step, above 0 to 100."""
+    """Temperature of the first step, 0.01 to 2."""
     end_temperature: Temperature
-    """Temperature of the last step, above 0 to 100."""
+    """Temperature of the last step, 0.01 to 2."""
 
 
 def _is_one(value: object) -> bool:
@@ -56,7 +57,7 @@ class SamplingConfig(ConfigModel):
     max_tokens: Size | None = None
     """Longest completion in tokens, ≥ 1, less than seq_len. null = what the prompt leaves of seq_len."""
     temperature: Temperature = 1.0
-    """Temperature, above 0 to 100: greedy sampling has nothing to learn from."""
+    """Temperature, 0.01 to 2: greedy sampling has nothing to learn from."""
     temp_scheduler: TemperatureSchedule | None = None
     """Temperature by step, in place of `temperature`. null = constant."""
     repetition_penalty: Annotated[Float, one_of(_is_one, f"must be 1.0: a penalty {CHANGES}")] = 1.0

@@ -77,6 +77,8 @@ async def test_nothing_is_served_while_the_model_loads(tmp_path: Path) -> None:
         (rollouts(prompt=[-1]), "token id -1 is outside"),
         (rollouts(prompt=[1] * 64), "prompt has 64 tokens; with max_model_len 64"),
         (rollouts(sampling=common_pb2.SamplingParams(temperature=-0.5)), "sampling.temperature"),
+        (rollouts(sampling=common_pb2.SamplingParams(temperature=2.5)), "sampling.temperature: 2.5 must be 0, or 0.01"),
+        (rollouts(sampling=common_pb2.SamplingParams(temperature=0.001)), "sampling.temperature"),
         (rollouts(sampling=common_pb2.SamplingParams(max_tokens=0)), "sampling.max_tokens"),
         (rollouts(sampling=common_pb2.SamplingParams(top_p=0)), "sampling.top_p"),
         (rollouts(sampling=common_pb2.SamplingParams(min_tokens=62)), "sampling.min_tokens"),
@@ -169,9 +171,10 @@ async def test_scores_are_of_every_token_but_the_first(tmp_path: Path) -> None:
         with pytest.raises(errors.InvalidInputError, match=r"sequences\[1\].ids"):
             await stub.ScoreTokens(request)
         request.sequences[1].ids[:] = [4, 5]
-        request.temperature = 0
-        with pytest.raises(errors.InvalidInputError, match="temperature"):
-            await stub.ScoreTokens(request)
+        for temperature in (0, 0.001, 2.5):
+            request.temperature = temperature
+            with pytest.raises(errors.InvalidInputError, match=r"temperature: .* must be 0\.01 to 2"):
+                await stub.ScoreTokens(request)
 
 
 async def _until(holds: Any) -> None:

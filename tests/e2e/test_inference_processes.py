@@ -80,6 +80,7 @@ async def test_sigterm_lets_requests_finish_and_kill_takes_the_engine_along(two:
 
     assert len((await request).completions[0].token_ids) == LONG["max_tokens"]
     assert await drained.process.process.wait() == 0
+    assert "Traceback" not in drained.process.log_file.read_text(), "an end in good order is no failure"
     assert await killed.process.process.wait() == -signal.SIGKILL
     await _until_gone([*engines[0], *engines[1]])
 

@@ -213,7 +213,7 @@ def test_infer(change: dict[str, Any], message: str) -> None:
             {"sampling": {"max_tokens": 2048}},
             "sampling.max_tokens: is 2048, which leaves no room for a prompt in seq_len (2048)",
         ),
-        ({"sampling": {"temperature": 0}}, "sampling.temperature: must be greater than 0, got 0"),
+        ({"sampling": {"temperature": 0}}, "sampling.temperature: must be 0.01 or more, got 0"),
         ({"sampling": {"top_p": 0.9}}, f"sampling.top_p: must be 1, got 0.9: it {CHANGES}"),
         ({"sampling": {"top_k": 50}}, f"sampling.top_k: must be -1, got 50: it {CHANGES}"),
         (

@@ -167,6 +167,8 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
     assert loaded.chat_template == "mine"
     with pytest.raises(ConfigError) as error:
         load_tokenizer(TrainConfig.model_validate({**keys, "template": "nowhere.jinja"}))
+    with pytest.raises(ConfigError, match=r"model: there is no folder /nowhere/model; give a model's folder"):
+        load_tokenizer(TrainConfig.model_validate({**keys, "model": "/nowhere/model"}))
     assert violation(error)[0] == "train.template"
     broken = make_tiny_tokenizer(chat_template="{{ bos_token }}\n{% for m in %}")
     with pytest.raises(ConfigError) as error:

@@ -7,13 +7,15 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.model.modeling import config_error
-from trainer_svc.worker.paths import model_source
+from trainer_svc.worker.model.modeling import config_error, require_folder
+from trainer_svc.worker.paths import is_local, model_source
 
 
 def load_tokenizer(train: TrainConfig) -> PreTrainedTokenizerBase:
     """Loads the model's tokenizer. Raises ConfigError if there is none that tells where its tokens are in the text."""
     path = model_source(train.model)
+    if is_local(train.model):
+        require_folder(Path(path))  # else transformers says that it is no name on the hub
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -150,11 +150,16 @@ def _read_weights(
     return model
 
 
-def _check_folder(path: Path, *, need_weights: bool) -> None:
+def require_folder(path: Path) -> None:
+    """Raises ConfigError unless a model's folder is there."""
     if not path.is_dir():
         raise config_error(
             "model", f"there is no folder {path}; give a model's folder or its name on the Hugging Face hub"
         )
+
+
+def _check_folder(path: Path, *, need_weights: bool) -> None:
+    require_folder(path)
     if not (path / "config.json").is_file():
         hint = "; it is an adapter: set adapter_path to it and model to its base" if _is_adapter(path) else ""
         raise config_error("model", f"{path} has no config.json, so it is not a model's folder{hint}")
