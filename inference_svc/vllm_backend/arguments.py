@@ -13,6 +13,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from inference_svc.model_files import ModelFiles
 from inference_svc.options import EngineOptions
 from inference_svc.plugin import WEIGHT_BACKEND
+from inference_svc.vllm_backend.rope import rope_override
 from surogate.errors import ConfigError, Violation
 
 _CPU_MAX_NUM_SEQS = 128
@@ -42,7 +43,7 @@ def engine_arguments(options: EngineOptions, files: ModelFiles | None) -> AsyncE
         "disable_log_stats": False,  # its queue and its times are among our metrics
         "weight_transfer_config": {"backend": WEIGHT_BACKEND},
         "worker_extension_cls": "inference_svc.vllm_backend.worker.WorkerExtension",
-        "hf_overrides": _rope_override(options.rope_scaling),
+        "hf_overrides": rope_override(options),
         "use_tqdm_on_load": False,
     }
     arguments |= _lora_arguments(options, files) if options.enable_lora else {}
@@ -112,11 +113,3 @@ def _cpu_kv_bytes(options: EngineOptions, files: ModelFiles | None, seqs: int) -
 
 def _checkpoint_size(files: ModelFiles) -> int:
     return max((_BYTES.get(info.dtype, 0) for info in files.tensors.values()), default=2)
-
-
-def _rope_override(rope_scaling: Any) -> dict[str, Any] | None:
-    if rope_scaling is None:
-        return None
-    if isinstance(rope_scaling, str):
-        rope_scaling = {"rope_type": rope_scaling}
-    return {"rope_scaling": rope_scaling}

@@ -54,7 +54,7 @@ class InferConfig(ConfigModel):
     gpu_memory_utilization: Annotated[Float, Field(gt=0, le=1)] = 0.9
     """Fraction of a GPU's memory to use, above 0 to 1. No meaning on CPU."""
     rope_scaling: RopeScaling = None
-    """RoPE scaling, as in train.yaml. null = that of train.yaml, else the model's own."""
+    """RoPE scaling, as in train.yaml, where GRPO takes it from. null = the model's own."""
 
     @model_validator(mode="after")
     def _adapters_fit(self) -> Self:

@@ -74,8 +74,8 @@ class ModelKeys(ConfigModel):
     """Context length in tokens that rope_scaling extends to, ≥ 1. null = the model's own."""
     rope_scaling: RopeScaling = None
     """RoPE scaling: a name (linear, dynamic, yarn, longrope, llama3; with max_model_len), or a JSON object with
-    rope_type. longrope needs an object, with its factors. Where layers with a window have rotations of their own (Gemma
-    3), it is for the others. null = the model's own.
+    rope_type, and factor or max_model_len. longrope needs an object, with its factors. Where layers with a window have
+    rotations of their own (Gemma 3), it is for the others. null = the model's own.
     """
 
     @model_validator(mode="after")

@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 from surogate.config.base import integral, shown
 from surogate.config.model import RunKeys
-from surogate.config.types import DTYPES
+from surogate.config.types import DTYPES, parse_rope_scaling
 from surogate.errors import Violation
+from surogate.rope import as_object
 
 MUST_AGREE = ": they must be the same"
 Parts = dict[str, Any]
@@ -92,6 +95,7 @@ def reconcile(given: Mapping[str, Any]) -> Reconciled:
     warnings += _prefer(parts, DTYPE, ": sampler and trainer compute in different precisions, so their logprobs differ")
     warnings += _prefer(parts, OUTPUT, ": the job writes into the one of orch.yaml")
     _put(parts, "train.output_dir", get(parts, "orch.output_dir"))
+    _stretch_alike(parts)
     warnings += _no_dropout(parts)
     _fill(parts, "infer.max_model_len", get(parts, "orch.seq_len"))
     _fill(parts, "infer.port", 0)
@@ -172,6 +176,20 @@ def _prefer(parts: Parts, shared: Shared, otherwise: str) -> list[Violation]:
     """As `_agree`, with a warning where they differ."""
     found = _agree(parts, shared)
     return [Violation(item.field, item.description.removesuffix(MUST_AGREE) + otherwise) for item in found]
+
+
+def _stretch_alike(parts: Parts) -> None:
+    """Makes `rope_scaling` say by itself what it stretches to: `max_model_len` of infer.yaml is another length."""
+    longest = get(parts, "train.max_model_len")
+    if longest is None:
+        return
+    try:
+        scaling = parse_rope_scaling(get(parts, "train.rope_scaling"))
+    except PydanticCustomError:  # for validation to refuse
+        return
+    if scaling is not None:
+        for name in ("train", "infer"):
+            _put(parts, f"{name}.rope_scaling", as_object(scaling, longest))
 
 
 def _no_dropout(parts: Parts) -> list[Violation]:

@@ -23,7 +23,8 @@ Dtype = Annotated[Literal["auto", "bfloat16", "float16", "float32"], spelled(DTY
 ROPE_METHODS = ("linear", "dynamic", "yarn", "longrope", "llama3")
 
 
-def _rope_scaling(value: Any) -> Any:
+def parse_rope_scaling(value: Any) -> Any:
+    """A name or an object, which may be JSON text. Raises what pydantic takes for a wrong value."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
@@ -38,7 +39,7 @@ def _rope_scaling(value: Any) -> Any:
     return value
 
 
-RopeScaling = Annotated[str | dict[str, Any] | None, BeforeValidator(_rope_scaling)]
+RopeScaling = Annotated[str | dict[str, Any] | None, BeforeValidator(parse_rope_scaling)]
 
 URL = re.compile(r"^(?:http|grpc)://([^/]+)(?:/.*)?$")
 ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})$")

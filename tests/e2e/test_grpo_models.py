@@ -22,11 +22,18 @@ TOLERANCE = 5e-5
 CHOSEN = [
     "llama-lora", "llama-head", "gemma2-lora", "gemma3-full", "phi3-lora", "glm4-lora", "olmo2-lora", "qwen3-moe-lora",
     "qwen3-moe-full", "gpt-oss-lora", "gpt-oss-full", "mixtral-full", "glm4-lora-saved", "qwen3-moe-full-saved",
+    "llama-yarn", "llama-llama3", "gemma3-linear",
 ]  # fmt: skip
 UNSERVED = "gemma3-vision"
 """vLLM needs torchvision for it, which its build for CPUs goes without."""
 WAYS = ("lora", "lora-saved", "full", "full-saved")
-ALL = [*(f"{name}-{way}" for name in CONFIGS if name != UNSERVED for way in WAYS), "llama-head"]
+ALL = [
+    *(f"{name}-{way}" for name in CONFIGS if name != UNSERVED for way in WAYS),
+    "llama-head",
+    "llama-yarn",
+    "llama-llama3",
+    "gemma3-linear",
+]
 CASES = ALL if EVERY else CHOSEN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -321,6 +321,14 @@ def test_a_resolved_job_resolves_to_itself(config: dict[str, Any]) -> None:
 floats = st.floats(min_value=0, max_value=1e6, allow_subnormal=False)
 
 
+@pytest.mark.parametrize("scaling", ["yarn", '{"rope_type": "yarn"}', {"type": "yarn"}])
+def test_both_sides_stretch_rotations_to_one_length(scaling: Any) -> None:
+    changes = {"train.rope_scaling": scaling, "train.max_model_len": 8192, "orch.seq_len": 2048}
+    job = resolve_job(grpo(changes))
+    assert job.train.rope_scaling == job.infer.rope_scaling == {"rope_type": "yarn", "max_model_len": 8192}
+    assert job.infer.max_model_len == 2048
+
+
 @given(
     st.fixed_dictionaries(
         {},

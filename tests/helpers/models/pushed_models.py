@@ -26,6 +26,9 @@ RANK = 8
 IMPORTED = ("inference_svc.vllm_backend.loading", "vllm.v1.engine.llm_engine", "trainer_svc.worker.engine")
 TARGETS = {"experts": ["all", "experts"], "head": ["q_proj", "lm_head"], "embed": ["q_proj", "embed_tokens"]}
 """What adapters are on where it is not all linear layers."""
+ROPES = ("linear", "yarn", "llama3")
+"""Modes that stretch the model's context, with LoRA."""
+STRETCHED = 1024
 
 
 def main(folder: Path, cases: Sequence[str]) -> None:
@@ -61,6 +64,7 @@ def main(folder: Path, cases: Sequence[str]) -> None:
 
 def run(folder: Path, name: str, mode: str) -> dict[str, Any]:
     """Distances of logprobs of trainer and sampler, as loaded and after each push, and how far training moved them."""
+    from surogate.rope import as_object
     from tests.helpers.models.architectures import make_model
 
     lora = mode != "full"
@@ -71,9 +75,10 @@ def run(folder: Path, name: str, mode: str) -> dict[str, Any]:
         "lora_alpha": 16, "lr_scheduler_type": "constant",
         **({"lora_target_modules": TARGETS[mode]} if mode in TARGETS else {}),
         **({"qlora_bnb": True} if mode == "qlora" else {}),
+        **({"rope_scaling": mode, "max_model_len": STRETCHED} if mode in ROPES else {}),
     }  # fmt: skip
     trainer = Peer(trainer_of, folder, train)
-    sampler = Sampler(folder / "model", lora)
+    sampler = Sampler(folder / "model", lora, as_object(mode, STRETCHED) if mode in ROPES else None)
     found: dict[str, Any] = {"pushed": [], "moved": [], "kl": []}
     if mode == "qlora":
         base = trainer.call("export", 0)
@@ -190,7 +195,7 @@ def plain_of(model: Path) -> dict[str, Callable[..., Any]]:
 class Sampler:
     """vLLM in this process, started and given weights as the inference service does."""
 
-    def __init__(self, model: Path, lora: bool) -> None:
+    def __init__(self, model: Path, lora: bool, rope_scaling: Mapping[str, Any] | None = None) -> None:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from inference_svc.model_files import read_model
@@ -200,7 +205,9 @@ class Sampler:
         from inference_svc.vllm_backend.loading import adapted_module
 
         files = read_model(model)
-        options = EngineOptions(str(model), dtype="float32", max_num_seqs=8, enable_lora=lora, max_lora_rank=RANK)
+        options = EngineOptions(
+            str(model), dtype="float32", max_num_seqs=8, enable_lora=lora, max_lora_rank=RANK, rope_scaling=rope_scaling
+        )
         self._engine = LLMEngine.from_engine_args(engine_arguments(options, files), enable_multiprocessing=False)
         self._engine.set_weight_version("0")
         self._checks = UpdateChecks(files, RANK if lora else 0)
