@@ -104,7 +104,7 @@ test: setup ## The tests (unit, contract, end to end), 20 minutes at the most on
 test-verifiers: setup ## The tests of environments of the verifiers package
 	@test -x build/verifiers/bin/python || $(PYTHON) -m venv build/verifiers
 	build/verifiers/bin/pip install -q '.[verifiers]' pytest pytest-asyncio pytest-timeout hypothesis
-	build/verifiers/bin/python -m pytest tests/unit/test_reward_verifiers.py
+	build/verifiers/bin/python -m pytest tests/unit/reward/test_reward_verifiers.py
 
 .PHONY: test-slow
 test-slow: setup ## The tests that take longer
@@ -115,13 +115,13 @@ test-all: test test-slow ## Everything that needs no GPU
 
 .PHONY: test-models
 test-models: setup ## Every architecture of docs/training-modes.md: SFT, exports, and pushes into vLLM
-	SUROGATE_TEST_MODELS=all pytest tests/unit/test_worker_models.py tests/e2e/test_grpo_models.py
+	SUROGATE_TEST_MODELS=all pytest tests/unit/trainer/model/test_worker_models.py tests/e2e/test_grpo_models.py
 
 .PHONY: test-cluster
 test-cluster: setup ## The tests of Kubernetes on a real API server: KUBECONFIG=FILE or KUBEBUILDER_ASSETS=FOLDER make test-cluster
 	@test -n "$$KUBECONFIG$$KUBEBUILDER_ASSETS" || { echo "no cluster: set KUBECONFIG, or KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver" >&2; exit 1; }
-	SUROGATE_TEST_CLUSTER=1 pytest -rs tests/contract/test_real_cluster.py tests/contract/test_kubernetes_objects.py \
-	  tests/contract/test_kubernetes_launcher.py tests/contract/test_kubernetes_grpo.py tests/contract/test_trainingjobs.py
+	SUROGATE_TEST_CLUSTER=1 pytest -rs tests/contract/kubernetes/test_real_cluster.py tests/contract/kubernetes/test_kubernetes_objects.py \
+	  tests/contract/kubernetes/test_kubernetes_launcher.py tests/contract/kubernetes/test_kubernetes_grpo.py tests/contract/kubernetes/test_trainingjobs.py
 
 .PHONY: test-gpu
 test-gpu: setup ## The tests that need a CUDA device
