@@ -15,9 +15,9 @@ from surogate.v1 import weights_pb2
 from surogate.weights import transports
 from surogate.weights.memory import SHM
 from surogate.weights.push import push
-from tests.helpers.container_images.images import FakeReplica, make_image, replica
 from tests.helpers.proxy import cutting
 from tests.helpers.rpc import serving
+from tests.helpers.weight_images import FakeReplica, make_image, replica
 
 LARGE = (3_000_000, 1_000_000, 1)
 """Sizes of an image of 16 MB, which goes in two streams of many chunks."""

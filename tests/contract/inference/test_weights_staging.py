@@ -22,8 +22,8 @@ from surogate.errors import (
 )
 from surogate.v1 import weights_pb2 as pb
 from surogate.v1 import weights_pb2_grpc
-from tests.helpers.container_images.images import FakeReplica, make_image, replica
 from tests.helpers.rpc import connected
+from tests.helpers.weight_images import FakeReplica, make_image, replica
 
 State = pb.WeightUpdate
 

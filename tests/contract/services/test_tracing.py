@@ -15,9 +15,9 @@ from surogate.telemetry import tracing
 from surogate.v1 import job_pb2, job_pb2_grpc
 from surogate.weights.push import push
 from tests.helpers.collector import Collector, Span, collecting
-from tests.helpers.container_images.images import make_image, replica
 from tests.helpers.grpo.grpo_job import grpo_job
 from tests.helpers.rpc import serving
+from tests.helpers.weight_images import make_image, replica
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="pip install 'surogate[otel]'")
 

@@ -18,9 +18,9 @@ from surogate.v1 import trainer_pb2 as trainer
 from surogate.weights.memory import SHM
 from tests.contract.trainer.test_trainer_real_worker import LORA, WORKER, logprobs, push, step
 from tests.helpers import rpc
-from tests.helpers.container_images.images import replica
 from tests.helpers.models.tiny import make_tiny_model
 from tests.helpers.trainer.trainer_front import ID, State, serving
+from tests.helpers.weight_images import replica
 
 
 def workers() -> list[psutil.Process]:

@@ -18,9 +18,9 @@ from surogate.rpc.status import from_status
 from surogate.v1 import trainer_pb2 as trainer
 from surogate.weights.memory import SHM
 from tests.helpers import rpc
-from tests.helpers.container_images.images import replica
 from tests.helpers.models.tiny import make_tiny_model
 from tests.helpers.trainer.trainer_front import ID, Front, State, header, sample, serving, trained
+from tests.helpers.weight_images import replica
 
 WORKER = (sys.executable, "-m", "trainer_svc.worker")
 COMMON: dict[str, Any] = {"torch_dtype": "float32", "optimizer": "adamw", "learning_rate": 1e-2, "sequence_len": 64}

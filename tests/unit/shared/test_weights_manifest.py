@@ -15,7 +15,7 @@ from surogate.v1 import common_pb2, weights_pb2
 from surogate.weights.image import read_header
 from surogate.weights.manifest import build_manifest, check_manifest, write_image
 from surogate.weights.verify import ChecksumError, verify_image
-from tests.helpers.container_images.images import make_image
+from tests.helpers.weight_images import make_image
 
 FULL, LORA, DELTA = weights_pb2.WEIGHT_KIND_FULL, weights_pb2.WEIGHT_KIND_LORA, weights_pb2.WEIGHT_KIND_DELTA
 
