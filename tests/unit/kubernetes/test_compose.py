@@ -60,7 +60,9 @@ def test_the_services_are_locked_down(document: dict[str, Any]) -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "privileged" not in service and "cap_add" not in service
-        assert {mount.partition(":")[0] for mount in service["tmpfs"]} == {"/tmp", "/home/surogate"}
+        assert service["tmpfs"] == ["/tmp:mode=1777"]
+        written = {name: service["environment"][name] for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
+        assert all(path == "/tmp" or path.startswith("/tmp/") for path in written.values()), written
     assert document["services"]["reward"]["networks"] == ["services"]
     assert document["networks"]["services"]["internal"] is True
 
