@@ -10,6 +10,9 @@ from surogate.errors import ConfigError, Violation
 LENGTH = "max_model_len"
 """In an object: the context length to stretch to, from which the factor is taken where there is none."""
 
+_BY_FACTOR = ("linear", "dynamic", "yarn", "llama3")
+"""Types of scaling that one factor describes."""
+
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 """What `llama3` has in all published models, where only its name is given."""
 
@@ -56,7 +59,7 @@ def scale_rope(text: Any, scaling: Mapping[str, Any], known: Collection[str], ke
     except (KeyError, TypeError, ValueError) as error:
         said = str(error.args[0] if error.args else error)
         raise _error(key, f"cannot be applied: {said}; give a JSON object with what is missing") from error
-    if LENGTH in scaling and rope["rope_type"] != "dynamic":  # which is measured from the length it had
+    if scaling.get(LENGTH) is not None and rope["rope_type"] != "dynamic":  # which is measured from the length it had
         text.max_position_embeddings = scaling[LENGTH]
 
 
@@ -66,9 +69,11 @@ def _rope(
     """The scaling as transformers' rope_parameters."""
     given = dict(scaling)
     kind, longest = given["rope_type"], given.pop(LENGTH, None)
+    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
+        raise _error(key, f"has the {LENGTH} {longest!r}; it must be a number of tokens")
     if kind not in known and kind != "default":
         raise _error(key, f"has the rope_type {kind!r}; known are {', '.join(sorted(known))}")
-    if "factor" not in given and longest is not None and kind != "default":
+    if "factor" not in given and longest is not None and kind in _BY_FACTOR:
         given["factor"] = _factor(longest, native, key)
     factor = given.get("factor")
     if factor is not None and (isinstance(factor, bool) or not isinstance(factor, int | float) or factor < 1):
@@ -82,11 +87,9 @@ def _rope(
     return rope
 
 
-def _factor(longest: Any, native: int | None, key: str) -> float:
+def _factor(longest: int, native: int | None, key: str) -> float:
     if native is None:
         raise _error(key, "the model names no context length; give a JSON object with rope_type and factor")
-    if isinstance(longest, bool) or not isinstance(longest, int):
-        raise _error(key, f"has the {LENGTH} {longest!r}; it must be a number of tokens")
     if longest < native:
         where = key.replace("rope_scaling", LENGTH)
         raise _error(where, f"is {longest}, less than the {native} tokens that rope_scaling starts from")

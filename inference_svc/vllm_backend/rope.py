@@ -18,9 +18,12 @@ DUMMY = "dummy_"
 
 def rope_override(options: EngineOptions) -> Callable[[PretrainedConfig], PretrainedConfig] | None:
     """What vLLM calls with the configuration (`hf_overrides`). It goes to other processes: it can be pickled."""
-    if options.rope_scaling is None:
+    scaling = options.rope_scaling
+    if scaling is None:
         return None
-    return partial(_scaled, scaling=as_object(options.rope_scaling, options.max_model_len))
+    # An object says all that it needs: what a job's sequences may have is not the length of its model.
+    length = options.max_model_len if isinstance(scaling, str) else None
+    return partial(_scaled, scaling=as_object(scaling, length))
 
 
 def _scaled(config: PretrainedConfig, scaling: Mapping[str, Any]) -> PretrainedConfig:

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from transformers import LlamaConfig
 
 from inference_svc.model_files import is_local, read_model
-from inference_svc.options import resolve_options
+from inference_svc.options import EngineOptions, resolve_options
 from inference_svc.plugin import _FailureFile
 from inference_svc.settings import InferenceSettings
+from inference_svc.vllm_backend.rope import rope_override
 from surogate.config.service import parse_settings
 from surogate.errors import ConfigError
 
@@ -125,3 +127,16 @@ def test_a_missing_model_is_one_line_and_a_failing_exit() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert done.stderr == "error: model: /missing/model is not a directory\n"
+
+
+def test_only_a_name_stretches_rotations_to_the_length_that_is_served() -> None:
+    def positions(scaling: object) -> tuple[int, float]:
+        config = LlamaConfig(max_position_embeddings=256)
+        override = rope_override(EngineOptions("model", max_model_len=1024, rope_scaling=scaling))
+        assert override is not None
+        override(config)
+        return config.max_position_embeddings, config.rope_parameters["factor"]
+
+    assert positions("linear") == (1024, 4.0)
+    assert positions({"rope_type": "linear", "factor": 2.0}) == (256, 2.0)
+    assert positions({"rope_type": "linear", "max_model_len": 512}) == (512, 2.0)

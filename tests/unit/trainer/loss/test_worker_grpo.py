@@ -14,7 +14,8 @@ from surogate.errors import InternalError, InvalidInputError
 from surogate.v1 import trainer_pb2 as trainer
 from tests.helpers.models import loss_reference
 from tests.helpers.models.engine import KeepingReporter, open_engine, sample
-from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_model
+from tests.helpers.models.tiny import make_tiny_model
+from tests.helpers.trainer.rank_program import rollouts
 from trainer_svc.worker.engine import Engine
 from trainer_svc.worker.loss import policy_loss
 from trainer_svc.worker.optim.optimizer import Optimizer, StepOutcome
@@ -42,15 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def samples(count: int = 12, seed: int = 0) -> list[trainer.TrainingSample]:
     """Rollouts of uneven lengths at two temperatures, sampled by something near a uniform distribution."""
-    draw = random.Random(seed)
-    found = []
-    for number in range(count):
-        prompt, length = draw.randint(1, 9), draw.randint(1, 30)
-        ids = [draw.randrange(4, VOCAB_SIZE) for _ in range(prompt + length)]
-        logprobs = [-5.5 + draw.uniform(-0.3, 0.3) for _ in range(length)]
-        given = {"advantage": draw.choice([-1.5, 0.5, 1.0]), "temperature": draw.choice([0.7, 1.0])}
-        found.append(sample(f"rollout-{number:02}", ids, prompt, logprobs=logprobs, **given))
-    return found
+    return rollouts(seed, count)
 
 
 def grpo_engine(model: Path, out: Path, **train: Any) -> tuple[Engine, KeepingReporter]:

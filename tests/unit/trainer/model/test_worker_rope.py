@@ -60,6 +60,14 @@ def test_another_type_of_scaling_leaves_nothing_of_the_models_own() -> None:
     assert config.rope_parameters == {**LLAMA3_ROPE, "factor": 2}
 
 
+def test_factors_of_each_dimension_stand_as_they_are_given() -> None:
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+    config = applied(config_of("Llama"), rope_scaling=scaling, max_model_len=1024)
+    assert config.max_position_embeddings == 1024
+    assert config.rope_parameters["long_factor"] == [4.0] * 16
+    assert config.rope_parameters["original_max_position_embeddings"] == 256
+
+
 GPT2 = {"n_positions": 256}
 
 
@@ -76,6 +84,11 @@ GPT2 = {"n_positions": 256}
             "Llama",
             {"rope_scaling": {"rope_type": "linear", "factor": "x"}},
             "rope_scaling: has the factor 'x'; it must",
+        ),
+        (
+            "Llama",
+            {"rope_scaling": {"rope_type": "linear", "factor": 2, "max_model_len": "x"}},
+            "rope_scaling: has the max_model_len 'x'; it must",
         ),
         (
             "Llama",
