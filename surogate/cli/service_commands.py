@@ -37,13 +37,13 @@ def serve(
 
 def merge(context: typer.Context) -> None:
     """Merge a LoRA adapter into its base model. The flags are those of the trainer's merge: merge --help."""
-    command = [sys.executable, "-m", "trainer_svc.worker.merge", *context.args]
+    command = [sys.executable, "-m", "trainer_svc.worker.commands.merge", *context.args]
     raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
 
 
 def tokenize(context: typer.Context) -> None:
     """Tokenize the data of a train.yaml into the cache and say what there is; --debug shows tokens beside labels."""
-    command = [sys.executable, "-m", "trainer_svc.worker.tokenize", *context.args]
+    command = [sys.executable, "-m", "trainer_svc.worker.commands.tokenize", *context.args]
     raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603
 
 

@@ -184,7 +184,7 @@ def _flops_a_token(case: Case, folder: Path) -> float:
     """Of full training: products alone, and of attention those of documents of a quarter of the packed length."""
     from transformers import AutoModelForCausalLM
 
-    from trainer_svc.worker.model.flops import StepFlops
+    from trainer_svc.worker.device.flops import StepFlops
 
     model = AutoModelForCausalLM.from_pretrained(folder / "model").requires_grad_(not case.lora)
     length = case.sequence // 4

@@ -99,7 +99,7 @@ def measure(case: Case, profile: Path | None = None) -> dict[str, Any]:
 
     from surogate.config.train import TrainConfig
     from trainer_svc.worker import determinism
-    from trainer_svc.worker.model.flops import StepFlops, device_peak
+    from trainer_svc.worker.device.flops import StepFlops, device_peak
     from trainer_svc.worker.session import load_session
 
     determinism.set_up(0)

@@ -19,12 +19,12 @@ from surogate.v1 import common_pb2
 from surogate.v1 import trainer_pb2 as trainer
 from trainer_svc.worker import determinism, grpo
 from trainer_svc.worker.adapters.lora_targets import remark
-from trainer_svc.worker.checkpoints import checkpoint_folders
 from trainer_svc.worker.checkpoints.checkpoint import check_same_kind, restore
-from trainer_svc.worker.checkpoints.remote import RemoteCheckpoints, Saved, newest
 from trainer_svc.worker.checkpoints.saving import save_checkpoint, save_final
 from trainer_svc.worker.data.prepare import prepare
 from trainer_svc.worker.export import export_weights
+from trainer_svc.worker.folders import checkpoint_folders
+from trainer_svc.worker.folders.remote import RemoteCheckpoints, Saved, newest
 from trainer_svc.worker.quantized.state import count_parameters
 from trainer_svc.worker.ranks import Ranks
 from trainer_svc.worker.score import score

@@ -15,8 +15,8 @@ from surogate.v1 import common_pb2, weights_pb2
 from surogate.weights.manifest import write_image
 from trainer_svc.worker.adapters import lora
 from trainer_svc.worker.model.noise import deviation, with_noise
-from trainer_svc.worker.model.shares import whole_state
 from trainer_svc.worker.session import TrainingSession
+from trainer_svc.worker.shares import whole_state
 
 _DTYPES = {
     torch.float32: common_pb2.DTYPE_F32,

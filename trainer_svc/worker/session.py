@@ -17,12 +17,14 @@ from surogate.config.train import TrainConfig
 from surogate.urls import is_url
 from trainer_svc.worker.adapters import lora
 from trainer_svc.worker.adapters.lora_targets import adapts_experts, not_served
-from trainer_svc.worker.checkpoints.base import save_base
-from trainer_svc.worker.checkpoints.remote import RemoteCheckpoints
 from trainer_svc.worker.data.tokenizer import load_tokenizer
-from trainer_svc.worker.memory import keep_freed
+from trainer_svc.worker.device.memory import keep_freed
+from trainer_svc.worker.device.usage import DeviceUse
+from trainer_svc.worker.errors import config_error
+from trainer_svc.worker.folders.base import save_base
+from trainer_svc.worker.folders.remote import RemoteCheckpoints
 from trainer_svc.worker.model.cuda import compile_layers
-from trainer_svc.worker.model.modeling import config_error, load_model, quantization_of
+from trainer_svc.worker.model.modeling import load_model, quantization_of
 from trainer_svc.worker.model.policy import Policy
 from trainer_svc.worker.model.recipe import check, use_recipe
 from trainer_svc.worker.model.recompute import use_recompute
@@ -32,7 +34,6 @@ from trainer_svc.worker.optim.watch import EarlyStop, SpikeGuard
 from trainer_svc.worker.quantized.linear import QuantizedLinear
 from trainer_svc.worker.quantized.loading import quantize_layers
 from trainer_svc.worker.ranks import Ranks
-from trainer_svc.worker.usage import DeviceUse
 
 Kind = Literal["pt", "sft", "grpo"]
 

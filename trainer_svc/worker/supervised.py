@@ -11,13 +11,13 @@ import torch
 
 from surogate.errors import DataLossError
 from surogate.telemetry import metrics as names
-from trainer_svc.worker.checkpoints.checkpoint_folders import has
 from trainer_svc.worker.checkpoints.saving import save_checkpoint, save_final
 from trainer_svc.worker.data.ahead import ReadAhead, num_threads
 from trainer_svc.worker.data.packing import pack
 from trainer_svc.worker.data.plan import StepPlan, join_rows
 from trainer_svc.worker.data.prepare import SessionData
 from trainer_svc.worker.data.store import EncodedData
+from trainer_svc.worker.folders.checkpoint_folders import has
 from trainer_svc.worker.health import finish_step
 from trainer_svc.worker.model.batch import Document, collate
 from trainer_svc.worker.model.graphs import MicroBatchGraphs

@@ -99,7 +99,7 @@ def run(folder: Path, name: str, mode: str) -> dict[str, Any]:
 
 def saved(folder: Path) -> dict[str, Any]:
     """Distance of logprobs of vLLM and transformers, each with the model that a case saved."""
-    from trainer_svc.worker.merge import merge
+    from trainer_svc.worker.commands.merge import merge
 
     model = folder / "out"
     if (model / "adapter_config.json").exists():

@@ -17,11 +17,11 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import Parameter
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.model.shares import whole
 from trainer_svc.worker.optim.optimizer import Optimizer
 from trainer_svc.worker.optim.optimizer_kinds import SMALLEST_8BIT
 from trainer_svc.worker.optim.schedule import Schedule
 from trainer_svc.worker.ranks import Ranks
+from trainer_svc.worker.shares import whole
 
 SHAPES = {
     "even": (6, 1024), "uneven": (5, 1024), "fewer rows than ranks": (2, 4096), "cut inside blocks": (64, 100),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_svc.worker.checkpoints.checkpoint_folders import checkpoints, forget_old
+from trainer_svc.worker.folders.checkpoint_folders import checkpoints, forget_old
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_adapter, make_tiny_model
-from trainer_svc.worker.merge import main
+from trainer_svc.worker.commands.merge import main
 
 IDS = torch.arange(48).reshape(2, 24) % VOCAB_SIZE
 
@@ -108,7 +108,7 @@ def test_what_is_there_is_not_overwritten(
 
 
 def test_help_and_wrong_paths_need_no_torch() -> None:
-    code = "import sys\nfrom trainer_svc.worker.merge import main\n"
+    code = "import sys\nfrom trainer_svc.worker.commands.merge import main\n"
     code += "assert main(['--adapter', '/nowhere', '--output', '/nowhere/x']) == 2\nassert 'torch' not in sys.modules"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

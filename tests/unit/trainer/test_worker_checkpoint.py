@@ -20,7 +20,7 @@ from tests.helpers.models.engine import open_engine
 from tests.helpers.models.tiny import make_tiny_model, make_tiny_tokenizer
 from tests.unit.trainer.loss.test_worker_grpo import samples
 from trainer_svc.worker.checkpoints import checkpoint as module
-from trainer_svc.worker.checkpoints.checkpoint_folders import newest_good, verify
+from trainer_svc.worker.folders.checkpoint_folders import newest_good, verify
 
 
 @contextmanager

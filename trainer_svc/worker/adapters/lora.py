@@ -16,10 +16,10 @@ from surogate.config.train import TrainConfig
 from surogate.storage.fetch import local
 from trainer_svc.worker.adapters.lora_float import use_float_layers
 from trainer_svc.worker.adapters.lora_targets import adapted_name, bare, is_adapters, targets
-from trainer_svc.worker.model.modeling import config_error
-from trainer_svc.worker.model.shares import whole
+from trainer_svc.worker.errors import config_error
 from trainer_svc.worker.paths import is_local
 from trainer_svc.worker.quantized.state import decoded_state, weight_of
+from trainer_svc.worker.shares import whole
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from surogate.config.lora import ALL_LINEAR, EXPERTS
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.model.modeling import config_error
+from trainer_svc.worker.errors import config_error
 
 
 def targets(model: PreTrainedModel, train: TrainConfig, dropout: float) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from surogate.storage.whole import move_files, new_folder
 from trainer_svc.worker import determinism
 from trainer_svc.worker.adapters import lora
 from trainer_svc.worker.checkpoints.card import write_card
-from trainer_svc.worker.checkpoints.checkpoint_folders import STATE, Warn, checkpoints, forget_old, state_of
-from trainer_svc.worker.checkpoints.files import write_adapter, write_model
-from trainer_svc.worker.model.modeling import config_error
-from trainer_svc.worker.model.shares import share_like, whole, whole_state
+from trainer_svc.worker.errors import config_error
+from trainer_svc.worker.folders.checkpoint_folders import STATE, Warn, checkpoints, forget_old, state_of
+from trainer_svc.worker.folders.files import write_adapter, write_model
 from trainer_svc.worker.session import TrainingSession
+from trainer_svc.worker.shares import share_like, whole, whole_state
 
 FORMAT = 1
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from surogate.errors import ConfigError, DataLossError
 from surogate.storage.objects import StorageError
 from trainer_svc.worker.checkpoints.checkpoint import write_checkpoint, write_final
-from trainer_svc.worker.checkpoints.checkpoint_folders import Warn
-from trainer_svc.worker.checkpoints.remote import Saved
+from trainer_svc.worker.folders.checkpoint_folders import Warn
+from trainer_svc.worker.folders.remote import Saved
 from trainer_svc.worker.session import TrainingSession
 
 

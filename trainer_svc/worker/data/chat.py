@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from surogate.errors import InvalidInputError
-from trainer_svc.worker.model.modeling import config_error
+from trainer_svc.worker.errors import config_error
 
 GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

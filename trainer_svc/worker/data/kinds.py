@@ -14,7 +14,7 @@ from surogate.config.train import TrainConfig
 from surogate.errors import InvalidInputError
 from trainer_svc.worker.data.chat import ChatRenderer, Message, PlainRenderer, Rendered
 from trainer_svc.worker.data.rows import Row, Rows
-from trainer_svc.worker.model.modeling import config_error
+from trainer_svc.worker.errors import config_error
 
 KnownDataset = TextDataset | InstructionDataset | ConversationDataset
 """A dataset of a definite kind."""

@@ -21,8 +21,8 @@ from trainer_svc.worker.data.encode import Truncation, batched, encode, fit
 from trainer_svc.worker.data.kinds import RenderRow, known_kind, row_renderer
 from trainer_svc.worker.data.rows import Row, Rows, Source, find
 from trainer_svc.worker.data.store import DocumentWriter, EncodedData
+from trainer_svc.worker.errors import config_error
 from trainer_svc.worker.model.batch import Document
-from trainer_svc.worker.model.modeling import config_error
 
 Warn = Callable[[str], None]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.model.modeling import config_error, require_folder
+from trainer_svc.worker.errors import config_error
+from trainer_svc.worker.model.modeling import require_folder
 from trainer_svc.worker.paths import is_local, model_source
 
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
 from trainer_svc.worker.adapters.lora_groups import AdapterGroups, group_adapters
+from trainer_svc.worker.device.compiler import can_compile
 from trainer_svc.worker.model.attention import LARGEST_HEAD
-from trainer_svc.worker.model.compiler import can_compile
 from trainer_svc.worker.model.precision import Precision
 from trainer_svc.worker.model.spread import decoder_layers
 from trainer_svc.worker.quantized.linear import QuantizedLinear

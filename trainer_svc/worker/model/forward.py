@@ -7,9 +7,9 @@ import inspect
 import torch
 from transformers import PreTrainedModel
 
+from trainer_svc.worker.logprobs.logprobs import is_matrix, logprobs_of, summed_logprob, token_logprobs
 from trainer_svc.worker.model.batch import PackedBatch
 from trainer_svc.worker.model.head import Head, find_head
-from trainer_svc.worker.model.logprobs import is_matrix, logprobs_of, summed_logprob, token_logprobs
 from trainer_svc.worker.model.precision import Precision
 
 

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config, PretrainedConfig, PreTrainedModel
 
 from surogate.config.train import TrainConfig
-from surogate.errors import ConfigError, Violation
+from surogate.errors import ConfigError
+from trainer_svc.worker.errors import config_error
 from trainer_svc.worker.model.apart import check_apart
 from trainer_svc.worker.model.attention import use_packed_attention
 from trainer_svc.worker.model.norm import use_few_passes
@@ -21,11 +22,6 @@ from trainer_svc.worker.quantized.loading import read_quantized
 from trainer_svc.worker.quantized.record import Quantization
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-
-
-def config_error(key: str, description: str) -> ConfigError:
-    """An error that names one key of train.yaml."""
-    return ConfigError.of([Violation(f"train.{key}", description)])
 
 
 def load_model_config(train: TrainConfig) -> PretrainedConfig:

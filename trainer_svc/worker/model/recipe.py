@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.model.modeling import config_error, device
+from trainer_svc.worker.errors import config_error
+from trainer_svc.worker.model.modeling import device
 from trainer_svc.worker.quantized.record import skipped_layers
 
 FP8_CAPABILITY = (8, 9)

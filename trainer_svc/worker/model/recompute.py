@@ -10,7 +10,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.model.modeling import config_error
+from trainer_svc.worker.errors import config_error
 
 _KEPT = {
     torch.ops.aten.mm.default,

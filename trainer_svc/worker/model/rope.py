@@ -6,8 +6,8 @@ from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from surogate.config.train import TrainConfig
-from surogate.errors import ConfigError, Violation
 from surogate.rope import as_object, scale_rope
+from trainer_svc.worker.errors import config_error
 
 
 def apply_context(config: PretrainedConfig, train: TrainConfig) -> None:
@@ -22,18 +22,14 @@ def apply_context(config: PretrainedConfig, train: TrainConfig) -> None:
     if longest is not None and getattr(text, "rope_parameters", None):
         text.max_position_embeddings = longest
     elif longest is not None and native is not None and longest > native:
-        raise _error(
+        raise config_error(
             "max_model_len",
             f"is {longest}, and this {config.model_type} has learnt {native} positions; lower or remove it",
         )
     limit = longest or native
     if limit is not None and train.sequence_len > limit:
-        raise _error(
+        raise config_error(
             "sequence_len",
             f"{train.sequence_len} exceeds the model's context of {limit} tokens; lower it or set max_model_len and "
             "rope_scaling",
         )
-
-
-def _error(key: str, description: str) -> ConfigError:
-    return ConfigError.of([Violation(f"train.{key}", description)])

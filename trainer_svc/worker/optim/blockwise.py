@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from trainer_svc.worker.model.shares import own, own_rows, whole
+from trainer_svc.worker.shares import own, own_rows, whole
 
 BLOCK = 256
 """Elements that share a scale in bitsandbytes."""

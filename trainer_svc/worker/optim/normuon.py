@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from trainer_svc.worker.model.shares import by_owners, own
+from trainer_svc.worker.shares import by_owners, own
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration, steepest at zero (Jordan et al., 2024)."""

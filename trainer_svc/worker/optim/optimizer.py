@@ -11,12 +11,12 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.model.shares import whole
 from trainer_svc.worker.optim.blockwise import OverShares, begins_with_blocks, joined
 from trainer_svc.worker.optim.narrow import is_narrow, keep_gradients, total_norm, widened
 from trainer_svc.worker.optim.optimizer_kinds import local, make_optimizers, restored, saved, takes_scale
 from trainer_svc.worker.optim.schedule import Schedule
 from trainer_svc.worker.ranks import Ranks
+from trainer_svc.worker.shares import whole
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.model.shares import share_like
-from trainer_svc.worker.optim.bitsandbytes_library import load_bitsandbytes
 from trainer_svc.worker.optim.blockwise import OverShares, over_shares, share_of
 from trainer_svc.worker.optim.normuon import NorMuon
+from trainer_svc.worker.quantized.bitsandbytes_library import load_bitsandbytes
+from trainer_svc.worker.shares import share_like
 
 SMALLEST_8BIT = 4096
 """Weights with fewer elements keep their moments in float32: they are the sensitive ones, and cost nothing."""

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from trainer_svc.worker.model.shares import whole
 from trainer_svc.worker.quantized.storage import Parts, Storage
+from trainer_svc.worker.shares import whole
 
 
 class QuantizedLinear(torch.nn.Linear):

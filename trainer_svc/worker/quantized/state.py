@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from trainer_svc.worker.model.shares import whole_state
 from trainer_svc.worker.quantized.linear import QuantizedLinear
+from trainer_svc.worker.shares import whole_state
 
 
 def weight_of(layer: torch.nn.Module) -> torch.Tensor:

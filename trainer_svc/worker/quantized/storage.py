@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from surogate.config.train import TrainConfig
-from trainer_svc.worker.optim.bitsandbytes_library import load_bitsandbytes
+from trainer_svc.worker.quantized.bitsandbytes_library import load_bitsandbytes
 
 Parts = dict[str, torch.Tensor]
 """The tensors of one stored matrix. `weight` is its packed values, uint8; the others are scales."""

@@ -18,9 +18,9 @@ from tests.helpers.models.engine import open_engine
 from tests.helpers.models.tiny import make_tiny_model
 from tests.helpers.models.tokenizer_kinds import CHATML, KINDS, make_tokenizer
 from tests.unit.grpo.test_grpo_tokenizer import CONVERSATIONS, as_proto
+from trainer_svc.worker.commands.tokenize import main as tokenize
 from trainer_svc.worker.data.chat import ChatRenderer, PlainRenderer
 from trainer_svc.worker.data.encode import encode
-from trainer_svc.worker.tokenize import main as tokenize
 
 CHATS = [name for name, kind in KINDS.items() if kind.template is not None]
 TURNS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.models.tiny import make_tiny_model
-from trainer_svc.worker.tokenize import main
+from trainer_svc.worker.commands.tokenize import main
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
 

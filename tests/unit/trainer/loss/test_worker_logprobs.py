@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer_svc.worker.model import logprobs as module
-from trainer_svc.worker.model.logprobs import token_logprobs
+from trainer_svc.worker.logprobs import logprobs as module
+from trainer_svc.worker.logprobs.logprobs import token_logprobs
 
 M, E, V = 50, 16, 31
 

@@ -18,7 +18,7 @@ from trainer_svc.worker.adapters import lora
 from trainer_svc.worker.adapters.lora_dropout import draw, draw_for, dropped
 from trainer_svc.worker.adapters.lora_float import use_float_layers
 from trainer_svc.worker.adapters.lora_groups import AdapterGroups, group_adapters
-from trainer_svc.worker.checkpoints.files import write_model
+from trainer_svc.worker.folders.files import write_model
 
 SMALL = {
     "vocab_size": 260, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

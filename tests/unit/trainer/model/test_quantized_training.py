@@ -17,7 +17,7 @@ from surogate.v1 import trainer_pb2 as trainer
 from surogate.v1 import weights_pb2
 from tests.helpers.models.engine import open_engine, sample
 from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
-from trainer_svc.worker import merge
+from trainer_svc.worker.commands import merge
 from trainer_svc.worker.quantized.linear import QuantizedLinear
 from trainer_svc.worker.quantized.loading import dequantize_layers, read_quantized
 from trainer_svc.worker.quantized.record import Quantization

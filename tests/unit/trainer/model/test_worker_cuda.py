@@ -12,9 +12,9 @@ import torch
 from surogate.config.train import TrainConfig
 from tests.helpers.models.tiny import make_tiny_model
 from trainer_svc.worker.adapters import gated  # noqa: F401 - its operations are called by their names
+from trainer_svc.worker.logprobs.head_math import logprobs_and_gradient
 from trainer_svc.worker.model.attention import Documents, packed_attention
 from trainer_svc.worker.model.batch import Document, collate
-from trainer_svc.worker.model.head_math import logprobs_and_gradient
 from trainer_svc.worker.session import TrainingSession, load_session
 
 pytestmark = [

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from surogate.config.train import TrainConfig
 from tests.helpers.models.tiny import make_tiny_model
-from trainer_svc.worker.model.flops import StepFlops, device_peak
-from trainer_svc.worker.usage import DeviceUse
+from trainer_svc.worker.device.flops import StepFlops, device_peak
+from trainer_svc.worker.device.usage import DeviceUse
 
 TOKENS = 64
 

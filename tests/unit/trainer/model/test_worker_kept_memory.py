@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from trainer_svc.worker.memory import keep_freed
+from trainer_svc.worker.device.memory import keep_freed
 
 def faults_of_a_step():
     begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

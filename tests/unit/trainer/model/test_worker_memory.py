@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from surogate.config.train import TrainConfig
 from tests.helpers.models.tiny import VOCAB_SIZE, make_tiny_model
-from trainer_svc.worker.model import logprobs as module
+from trainer_svc.worker.logprobs import logprobs as module
+from trainer_svc.worker.logprobs.logprobs import summed_logprob, token_logprobs
 from trainer_svc.worker.model.attention import use_packed_attention
 from trainer_svc.worker.model.batch import Document, PackedBatch, collate
-from trainer_svc.worker.model.logprobs import summed_logprob, token_logprobs
 from trainer_svc.worker.model.policy import Policy
 from trainer_svc.worker.model.precision import Precision
 from trainer_svc.worker.model.recompute import use_recompute

@@ -19,8 +19,8 @@ from surogate.v1 import trainer_pb2 as trainer
 from tests.helpers.models.architectures import ARCHITECTURES, MIXTURES, make_model, make_mxfp4_model
 from tests.helpers.models.engine import open_engine
 from tests.helpers.models.tiny import VOCAB_SIZE
-from trainer_svc.worker import merge
 from trainer_svc.worker.adapters import lora as adapters
+from trainer_svc.worker.commands import merge
 from trainer_svc.worker.engine import Engine
 from trainer_svc.worker.model.batch import Document
 from trainer_svc.worker.supervised import SupervisedRun

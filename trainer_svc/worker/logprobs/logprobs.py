@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from trainer_svc.worker.model.head_math import coefficients_to_gradient, logprobs_and_gradient, statistics
+from trainer_svc.worker.logprobs.head_math import coefficients_to_gradient, logprobs_and_gradient, statistics
 
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Logits held at a time, by kind of device: 32 MiB and 1 GiB of float32; products with fewer of them are slow."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainer_svc.worker.model.compiler import can_compile
+from trainer_svc.worker.device.compiler import can_compile
 
 BLOCK_ELEMENTS = 1 << 18
 """Logits of a chunk of which a CPU keeps something beside them: 1 MiB of float32."""
@@ -51,7 +51,7 @@ def logprobs_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[
     On CUDA a negative target stands for no token: its logprob is 0 and has no gradient.
     """
     if _compiles(logits):
-        from trainer_svc.worker.model.head_kernel import logprobs_and_gradient_  # Triton, which a CPU may be without
+        from trainer_svc.worker.logprobs.head_kernel import logprobs_and_gradient_  # Triton, which a CPU may be without
 
         return logprobs_and_gradient_(logits, targets)
     wide, at_target = _wide(logits), targets[:, None]

@@ -14,7 +14,7 @@ from surogate.storage import folders
 from surogate.storage.fetch import locked
 from surogate.storage.objects import Objects
 from surogate.urls import join
-from trainer_svc.worker.checkpoints.checkpoint_folders import Warn, kept, newest_good, step_in, verify
+from trainer_svc.worker.folders.checkpoint_folders import Warn, kept, newest_good, step_in, verify
 
 FINAL = "final"
 

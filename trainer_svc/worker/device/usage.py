@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
 from surogate.telemetry import metrics as names
-from trainer_svc.worker.model.flops import StepFlops, device_peak
+from trainer_svc.worker.device.flops import StepFlops, device_peak
 
 
 class DeviceUse:

@@ -113,7 +113,7 @@ def merge(adapter: Path, base: str, output: Path, dtype: str = "auto") -> None:
     from transformers import AutoTokenizer
 
     from surogate.storage.whole import new_folder
-    from trainer_svc.worker.checkpoints.files import write_model
+    from trainer_svc.worker.folders.files import write_model
 
     model = _load_base(base, adapter)
     stored = getattr(torch, dtype) if dtype != "auto" else model.dtype

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from surogate.errors import DataLossError
 from surogate.storage.whole import new_folder
 from trainer_svc.worker.adapters import lora
-from trainer_svc.worker.checkpoints.files import write_model
+from trainer_svc.worker.folders.files import write_model
 from trainer_svc.worker.model.precision import Precision
 from trainer_svc.worker.quantized.record import Quantization
 
