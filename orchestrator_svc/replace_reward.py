@@ -62,7 +62,7 @@ async def check_service(service: ReplacedService, needed: Needed) -> None:
     Raises:
         InvalidInputError: It does not answer, has other environments, or answers no turns where it must.
     """
-    from orchestrator_svc.grpo.setup import service_security
+    from orchestrator_svc.grpo.configured.setup import service_security
 
     environment_id = needed.environment_id
     env = _environment(service, environment_id)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orchestrator_svc.grpo.clock import Stopwatch
+from orchestrator_svc.grpo.configured.advantage import has_signal
+from orchestrator_svc.grpo.configured.filters import sort_out
+from orchestrator_svc.grpo.configured.plan import Plan
 from orchestrator_svc.grpo.fatal import FATAL
 from orchestrator_svc.grpo.groups import Cause, Draw, Dropped, Group, Rollout
-from orchestrator_svc.grpo.plan import Plan
 from orchestrator_svc.grpo.prompts.draws import Drawer
-from orchestrator_svc.grpo.rewards.advantage import has_signal
-from orchestrator_svc.grpo.rewards.filters import sort_out
 from orchestrator_svc.grpo.rewards.ruler import Ruler
 from orchestrator_svc.grpo.rewards.scoring import Environment, Scored, Scorer
 from orchestrator_svc.grpo.rollouts.episodes import Played, Player, Wanted

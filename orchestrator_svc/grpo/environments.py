@@ -8,12 +8,12 @@ from collections.abc import Mapping, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
+from orchestrator_svc.grpo.configured.settings import EnvironmentSpec, Settings
 from orchestrator_svc.grpo.prompts.dataset import prompt_digest
 from orchestrator_svc.grpo.prompts.gathered import Examples, Wanted, gather_examples
 from orchestrator_svc.grpo.rewards.answers import words_of
 from orchestrator_svc.grpo.rewards.scoring import Environment
 from orchestrator_svc.grpo.rewards.services import BuiltIn, Custom
-from orchestrator_svc.grpo.settings import EnvironmentSpec, Settings
 from orchestrator_svc.grpo.tasks import together
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker
 from surogate.errors import (

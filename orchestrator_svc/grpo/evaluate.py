@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator_svc.grpo.configured.plan import Plan
 from orchestrator_svc.grpo.fatal import FATAL
 from orchestrator_svc.grpo.groups import Prompt, Rollout
-from orchestrator_svc.grpo.plan import Plan
-from orchestrator_svc.grpo.reporting.metrics import rollout_metrics
 from orchestrator_svc.grpo.rewards.scoring import Scorer
 from orchestrator_svc.grpo.rollouts.episodes import Player, Wanted
+from orchestrator_svc.grpo.rollouts.metrics import rollout_metrics
 from orchestrator_svc.grpo.tasks import together
 from surogate.errors import SurogateError
 from surogate.v1 import job_pb2

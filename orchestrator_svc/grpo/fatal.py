@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from orchestrator_svc.grpo.rollouts.replicas import ReplicasLostError
 from orchestrator_svc.launchers.base import WorkerFailedError
 from surogate.errors import (
     InternalError,
@@ -17,6 +16,12 @@ class JudgeFailedError(InternalError):
     """The judge gave no score, and the job is not to go on without."""
 
     reason = "JUDGE_FAILED"
+
+
+class ReplicasLostError(InternalError):
+    """No replica serves, and none will come back."""
+
+    reason = "REPLICAS_LOST"
 
 
 REFUSALS = (NotFoundError, PermissionDeniedError, UnauthenticatedError, UnimplementedError)

@@ -13,6 +13,8 @@ from sqlalchemy import Connection
 
 from orchestrator_svc.grpo.ahead import Ahead
 from orchestrator_svc.grpo.batch import Batch, Collector
+from orchestrator_svc.grpo.configured.settings import Settings
+from orchestrator_svc.grpo.configured.setup import read_settings
 from orchestrator_svc.grpo.environments import OpenEnvironment, open_environments, service_of
 from orchestrator_svc.grpo.evaluate import Evaluator
 from orchestrator_svc.grpo.groups import Cause
@@ -30,8 +32,6 @@ from orchestrator_svc.grpo.rollouts.generation import Generator
 from orchestrator_svc.grpo.rollouts.replica_scaling import ReplicaScaling
 from orchestrator_svc.grpo.rollouts.replicas import Replicas
 from orchestrator_svc.grpo.rollouts.tokenizer import OWN, ChatTokenizer
-from orchestrator_svc.grpo.settings import Settings
-from orchestrator_svc.grpo.setup import read_settings
 from orchestrator_svc.grpo.stalls import Stalls
 from orchestrator_svc.grpo.tasks import unless
 from orchestrator_svc.grpo.trainer import Trainer

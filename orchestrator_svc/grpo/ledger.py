@@ -35,8 +35,8 @@ from sqlalchemy import (
     update,
 )
 
+from orchestrator_svc.grpo.configured.difficulty import Moves, Pool
 from orchestrator_svc.grpo.groups import Cause, Draw, Dropped, Group
-from orchestrator_svc.grpo.prompts.pools import Moves, Pool
 from orchestrator_svc.jobstore.database import Database
 from orchestrator_svc.jobstore.schema import metadata
 from surogate.v1 import trainer_pb2

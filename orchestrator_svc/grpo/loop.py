@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from orchestrator_svc.grpo.ahead import Ahead
 from orchestrator_svc.grpo.batch import Batch
+from orchestrator_svc.grpo.configured.plan import Plan
 from orchestrator_svc.grpo.evaluate import Evaluator, HeldOut
 from orchestrator_svc.grpo.ledger import Ledger, StepState
-from orchestrator_svc.grpo.plan import Plan
 from orchestrator_svc.grpo.prompts.book import PromptBook
 from orchestrator_svc.grpo.prompts.pools_file import save_pools
 from orchestrator_svc.grpo.reporting.metrics import batch_metrics, step_clock, trained_tokens

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+from orchestrator_svc.grpo.configured.plan import Plan
+from orchestrator_svc.grpo.configured.settings import Settings
 from orchestrator_svc.grpo.environments import OpenEnvironment
 from orchestrator_svc.grpo.evaluate import HeldOut
 from orchestrator_svc.grpo.groups import ASSISTANT, Prompt
 from orchestrator_svc.grpo.ledger import Ledger, StepState
-from orchestrator_svc.grpo.plan import Plan
 from orchestrator_svc.grpo.prompts.book import PromptBook
 from orchestrator_svc.grpo.prompts.draws import Drawer
 from orchestrator_svc.grpo.prompts.gathered import TooLong, tokenize
@@ -19,7 +20,6 @@ from orchestrator_svc.grpo.prompts.pools_file import load_pools
 from orchestrator_svc.grpo.reporting.report import origin_state
 from orchestrator_svc.grpo.rollouts.replicas import Replicas
 from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer
-from orchestrator_svc.grpo.settings import Settings
 from orchestrator_svc.grpo.stalls import Stalls
 from orchestrator_svc.grpo.trainer import Listener, Origin, Trainer
 from orchestrator_svc.jobs.context import JobContext

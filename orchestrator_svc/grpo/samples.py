@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from orchestrator_svc.grpo.configured.advantage import Floats
 from orchestrator_svc.grpo.groups import Group
-from orchestrator_svc.grpo.rewards.advantage import Floats
 from surogate.v1 import trainer_pb2
 
 MESSAGE_TOKENS = 200_000

@@ -14,12 +14,12 @@ from sqlalchemy import Connection, Row
 
 from orchestrator_svc import metrics
 from orchestrator_svc.jobs.context import JobContext
+from orchestrator_svc.jobs.tracking_process import tracking
 from orchestrator_svc.jobstore import store
 from orchestrator_svc.jobstore.bell import Bell
 from orchestrator_svc.jobstore.database import Database, StoreUnavailableError
 from orchestrator_svc.jobstore.journal import LeaseLostError, record
 from orchestrator_svc.launchers.base import Launcher, WorkerPool
-from orchestrator_svc.tracking.process import tracking
 from surogate.config.job import resolve_job
 from surogate.errors import CancelledError, InternalError, InvalidInputError, SurogateError, UnavailableError
 from surogate.rpc.status import to_status

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from orchestrator_svc.grpo.setup import read_settings
+from orchestrator_svc.grpo.configured.setup import read_settings
 from orchestrator_svc.jobs.metrics_file import read_metrics
 from surogate.config.job import GrpoJob, resolve_job
 from surogate.v1 import trainer_pb2

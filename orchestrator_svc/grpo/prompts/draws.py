@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from orchestrator_svc.grpo.configured.difficulty import Moves, Pool
 from orchestrator_svc.grpo.groups import Draw
 from orchestrator_svc.grpo.ledger import Ledger, OpenDraw
 from orchestrator_svc.grpo.prompts.book import PromptBook
-from orchestrator_svc.grpo.prompts.pools import Moves, Pool
 
 
 class Drawer:

@@ -4,43 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 
+from orchestrator_svc.grpo.configured.difficulty import Difficulty, Moves, Pool
 from orchestrator_svc.grpo.groups import Group
-
-
-class Pool(StrEnum):
-    """Where a prompt is laid aside."""
-
-    EASY = "easy"
-    HARD = "hard"
-
-
-Moves = Mapping[str, Pool | None]
-"""Prompts, by key, and where they went; None is back to the normal pool."""
-
-
-@dataclass(frozen=True)
-class Difficulty:
-    """When prompts are laid aside, and when they come back; see `surogate.config.shaping.BufferConfig`."""
-
-    easy_threshold: float | None = None
-    hard_threshold: float | None = None
-    min_normal: int = 0
-    recycle_easy: float = 0.0
-    recycle_hard: float = 0.0
-    easy_fraction: float = 0.0
-    hard_fraction: float = 0.0
-    seed: int = 0
-
-    def pool(self, mean_reward: float) -> Pool | None:
-        """Where a prompt with this mean reward belongs."""
-        if self.easy_threshold is not None and mean_reward >= self.easy_threshold:
-            return Pool.EASY
-        if self.hard_threshold is not None and mean_reward <= self.hard_threshold:
-            return Pool.HARD
-        return None
 
 
 class Pools:

@@ -9,8 +9,8 @@ from pathlib import Path
 import xxhash
 from google.protobuf.json_format import MessageToJson
 
+from orchestrator_svc.grpo.configured.difficulty import Pool
 from orchestrator_svc.grpo.groups import Prompt
-from orchestrator_svc.grpo.prompts.pools import Pool
 from surogate.errors import ConfigError, DataLossError, Violation
 from surogate.structs import from_struct
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
+from orchestrator_svc.grpo.configured.setup import service_security
 from orchestrator_svc.grpo.rewards.scoring import Scorer
 from orchestrator_svc.grpo.rewards.services import Custom
-from orchestrator_svc.grpo.setup import service_security
 from orchestrator_svc.jobs.context import JobContext
 from orchestrator_svc.jobstore.reward_services import MULTI_TURN, ReplacedService, replaced_services
 from surogate.config.env import EnvConfig

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 
+from orchestrator_svc.grpo.configured.settings import RulerSpec
 from orchestrator_svc.grpo.fatal import FATAL, JudgeFailedError
 from orchestrator_svc.grpo.groups import Group, Rollout
 from orchestrator_svc.grpo.rewards.scoring import Environment, Scorer
-from orchestrator_svc.grpo.settings import RulerSpec
 from surogate.errors import SurogateError
 
 

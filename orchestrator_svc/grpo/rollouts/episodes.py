@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from google.protobuf.struct_pb2 import Struct
 
+from orchestrator_svc.grpo.configured.plan import Plan
 from orchestrator_svc.grpo.fatal import FATAL
 from orchestrator_svc.grpo.groups import ASSISTANT, LENGTH, Cause, Prompt, Rollout
-from orchestrator_svc.grpo.plan import Plan
 from orchestrator_svc.grpo.rewards.scoring import Environment, Scorer
 from orchestrator_svc.grpo.rollouts.generation import GenerationRequest, Generator
 from orchestrator_svc.grpo.rollouts.tokenizer import ChatTokenizer

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from orchestrator_svc.grpo.fatal import ReplicasLostError
 from orchestrator_svc.grpo.stalls import Stalls
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker, WorkerFailedError
 from surogate.errors import FailedPreconditionError, InternalError, SurogateError, UnavailableError, UnimplementedError
@@ -62,12 +63,6 @@ class PushFailedError(InternalError):
     """No replica took the new weights, after several attempts."""
 
     reason = "PUSH_FAILED"
-
-
-class ReplicasLostError(InternalError):
-    """No replica serves, and none will come back."""
-
-    reason = "REPLICAS_LOST"
 
 
 @dataclass(eq=False)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator_svc.grpo.configured.advantage import Floats
+from orchestrator_svc.grpo.configured.difficulty import Difficulty
+from orchestrator_svc.grpo.configured.filters import Filter
 from orchestrator_svc.grpo.groups import Rollout
-from orchestrator_svc.grpo.prompts.pools import Difficulty
-from orchestrator_svc.grpo.rewards.advantage import Floats
-from orchestrator_svc.grpo.rewards.filters import Filter
 from surogate.rollouts import read_steps
 from tests.helpers.grpo.grpo_job import grpo_job, run_killed_at
 

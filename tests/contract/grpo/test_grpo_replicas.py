@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
-from orchestrator_svc.grpo.rollouts.replicas import Replicas, ReplicasLostError
+from orchestrator_svc.grpo.fatal import ReplicasLostError
+from orchestrator_svc.grpo.rollouts.replicas import Replicas
 from orchestrator_svc.launchers.base import READY_TIMEOUT
 from orchestrator_svc.launchers.static import StaticWorker
 from surogate.errors import FailedPreconditionError, UnavailableError

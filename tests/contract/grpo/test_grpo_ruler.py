@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator_svc.grpo.configured.settings import EnvironmentSpec, RulerSpec
 from orchestrator_svc.grpo.fatal import JudgeFailedError
-from orchestrator_svc.grpo.settings import EnvironmentSpec, RulerSpec
 from surogate.errors import InternalError
 from surogate.rollouts import read_steps
 from surogate.rpc.status import to_status

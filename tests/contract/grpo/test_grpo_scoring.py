@@ -15,12 +15,12 @@ from google.protobuf import duration_pb2
 from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2
 
+from orchestrator_svc.grpo.configured.setup import service_security
 from orchestrator_svc.grpo.fatal import FATAL
 from orchestrator_svc.grpo.groups import Rollout
 from orchestrator_svc.grpo.rewards.answers import MAX_COMPONENTS
 from orchestrator_svc.grpo.rewards.scoring import Environment, Scorer
 from orchestrator_svc.grpo.rewards.services import Custom
-from orchestrator_svc.grpo.setup import service_security
 from surogate.config.env import EnvConfig
 from surogate.errors import (
     BusyError,

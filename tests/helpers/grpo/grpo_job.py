@@ -14,11 +14,11 @@ import grpc.aio
 from sqlalchemy import select, update
 
 from orchestrator_svc.create_tables import create_tables
+from orchestrator_svc.grpo.configured.plan import Plan
+from orchestrator_svc.grpo.configured.sampling import Sampling, TemperatureSchedule
+from orchestrator_svc.grpo.configured.settings import EnvironmentSpec, Settings
 from orchestrator_svc.grpo.job import run_with
 from orchestrator_svc.grpo.ledger import draws, steps
-from orchestrator_svc.grpo.plan import Plan
-from orchestrator_svc.grpo.rollouts.sampling import Sampling, TemperatureSchedule
-from orchestrator_svc.grpo.settings import EnvironmentSpec, Settings
 from orchestrator_svc.jobs.context import JobContext
 from orchestrator_svc.jobstore import store
 from orchestrator_svc.jobstore.database import Database

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator_svc.custom_code import check_allowed, load_function
-from orchestrator_svc.grpo.rewards.advantage import AdvantageFunctionError, advantages, custom, has_signal
+from orchestrator_svc.grpo.configured.advantage import AdvantageFunctionError, advantages, custom, has_signal
 from surogate.errors import ConfigError
 
 REWARDS = st.lists(st.floats(-10, 10), min_size=2, max_size=16)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator_svc.grpo.configured.difficulty import Difficulty, Pool
 from orchestrator_svc.grpo.groups import Draw, Group, Prompt, Rollout
 from orchestrator_svc.grpo.prompts.book import PromptBook
-from orchestrator_svc.grpo.prompts.pools import Difficulty, Pool, Pools
+from orchestrator_svc.grpo.prompts.pools import Pools
 from orchestrator_svc.grpo.prompts.pools_file import load_pools, save_pools
 from surogate.errors import ConfigError, DataLossError
 from surogate.structs import to_struct

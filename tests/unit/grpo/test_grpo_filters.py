@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 
+from orchestrator_svc.grpo.configured.filters import Filter, gibberish, longest_run, repetition, sort_out
 from orchestrator_svc.grpo.groups import Rollout
-from orchestrator_svc.grpo.rewards.filters import Filter, gibberish, longest_run, repetition, sort_out
 from surogate.v1 import common_pb2
 
 VOCABULARY = 1000

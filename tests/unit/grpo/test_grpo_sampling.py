@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator_svc.grpo.rollouts.sampling import Sampling, TemperatureSchedule, prompt_seed
+from orchestrator_svc.grpo.configured.sampling import Sampling, TemperatureSchedule, prompt_seed
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator_svc.grpo.setup import read_settings
+from orchestrator_svc.grpo.configured.setup import read_settings
 from reward_svc.environments.judge import TOKENS, Judge
 from reward_svc.judges.endpoint import Reply
 from reward_svc.judges.verdict import UnreadableError, read_verdicts

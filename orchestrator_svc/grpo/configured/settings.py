@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator_svc.grpo.plan import Plan
+from orchestrator_svc.grpo.configured.plan import Plan
 from surogate.rpc.channel import ClientSecurity
 
 

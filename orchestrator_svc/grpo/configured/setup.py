@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import partial
 
 from orchestrator_svc.custom_code import load_function
-from orchestrator_svc.grpo.plan import Plan
-from orchestrator_svc.grpo.prompts.pools import Difficulty
-from orchestrator_svc.grpo.rewards.advantage import Advantage, advantages, custom
-from orchestrator_svc.grpo.rewards.filters import Filter, gibberish, repetition
-from orchestrator_svc.grpo.rollouts.sampling import Sampling, TemperatureSchedule
-from orchestrator_svc.grpo.settings import EnvironmentSpec, RulerSpec, Settings
+from orchestrator_svc.grpo.configured.advantage import Advantage, advantages, custom
+from orchestrator_svc.grpo.configured.difficulty import Difficulty
+from orchestrator_svc.grpo.configured.filters import Filter, gibberish, repetition
+from orchestrator_svc.grpo.configured.plan import Plan
+from orchestrator_svc.grpo.configured.sampling import Sampling, TemperatureSchedule
+from orchestrator_svc.grpo.configured.settings import EnvironmentSpec, RulerSpec, Settings
 from surogate.config.env import EnvConfig, EvalConfig
 from surogate.config.job import GrpoJob
 from surogate.config.orch import OrchConfig

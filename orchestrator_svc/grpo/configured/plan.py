@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator_svc.grpo.prompts.pools import Difficulty
-from orchestrator_svc.grpo.rewards.advantage import Advantage, advantages
-from orchestrator_svc.grpo.rewards.filters import Filter
-from orchestrator_svc.grpo.rollouts.sampling import Sampling
+from orchestrator_svc.grpo.configured.advantage import Advantage, advantages
+from orchestrator_svc.grpo.configured.difficulty import Difficulty
+from orchestrator_svc.grpo.configured.filters import Filter
+from orchestrator_svc.grpo.configured.sampling import Sampling
 
 
 @dataclass(frozen=True)
