@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.helpers.task_stacks import waiting_tasks
 
 if TYPE_CHECKING:
     from tests.helpers.postgres import Postgres
@@ -23,6 +25,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("surogate", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("surogate")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Says where tasks wait when a test has failed: those of its event loop, which its fixtures end later."""
+    report = yield
+    if report.failed and (told := waiting_tasks()):
+        report.sections.append(("asyncio tasks", told))
+    return report
 
 
 @pytest.fixture(scope="session")
