@@ -24,6 +24,9 @@ __all__ = ["ClientSecurity", "open_blocking_channel", "open_channel"]
 
 _log = get_logger("rpc")
 _warned: set[str] = set()
+_CONNECT_SECONDS = 10
+"""Time that a connection may take to be made, TLS included: what gRPC calls the least pause before the next attempt
+bounds the attempt itself, and a busy machine or a far one needs longer than a moment."""
 _MANY = ("dns:", "ipv4:", "ipv6:")
 """Targets that stand for several servers."""
 
@@ -88,7 +91,7 @@ def _channel_options(
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", _CONNECT_SECONDS * 1000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.service_config", json.dumps(_service_config(idempotent, balanced))),
     ]

@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts connections, to see what a broken network does."""
+"""A TCP proxy that delays and cuts connections, to see what a slow or broken network does."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from surogate.rpc import address
 
 
 class CuttingProxy:
-    """Forwards to `target`. Connections made while `budget` is not None are cut once that many bytes went through."""
+    """Forwards to `target`, each connection after `delay` seconds. Connections made while `budget` is not None are cut
+    once that many bytes went through."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, delay: float) -> None:
         self._target = address.split(target)
+        self._delay = delay
         self.budget: int | None = None
         self.cuts = 0
         self.address = ""
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self._delay)
         upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
         tasks = {
             asyncio.create_task(self._pump(reader, upstream_writer, counted=True)),
@@ -52,9 +55,9 @@ class CuttingProxy:
 
 
 @asynccontextmanager
-async def cutting(target: str) -> AsyncIterator[CuttingProxy]:
+async def cutting(target: str, delay: float = 0.0) -> AsyncIterator[CuttingProxy]:
     """A running proxy to `target`, on a free port."""
-    proxy = CuttingProxy(target)
+    proxy = CuttingProxy(target, delay)
     server = await asyncio.start_server(proxy.handle, "127.0.0.1", 0)
     proxy.address = address.join("127.0.0.1", server.sockets[0].getsockname()[1])
     try:

@@ -15,6 +15,7 @@ from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.rpc.server import RpcServer
 from surogate.telemetry import log
 from surogate.v1 import job_pb2, job_pb2_grpc, weights_pb2, weights_pb2_grpc
+from tests.helpers.proxy import cutting
 from tests.helpers.rpc import connected, serving
 
 JOBS, WEIGHTS = "surogate.v1.JobService", "surogate.v1.WeightUpdateService"
@@ -104,6 +105,15 @@ async def test_nobody_there_is_unavailable() -> None:
     async with open_channel("127.0.0.1:9") as channel:
         with pytest.raises(errors.UnavailableError):
             await job_pb2_grpc.JobServiceStub(channel).GetJob(job_pb2.GetJobRequest())
+
+
+async def test_a_server_that_takes_its_time_over_a_new_connection_is_waited_for() -> None:
+    async with (
+        serving(jobs(Jobs(lambda name: job_pb2.Job(name=name)))) as server,
+        cutting(server.address, delay=2.0) as far,
+        open_channel(far.address) as channel,
+    ):
+        assert (await job_pb2_grpc.JobServiceStub(channel).GetJob(job_pb2.GetJobRequest(name="x"))).name == "x"
 
 
 async def test_a_method_that_the_service_lacks_is_unimplemented() -> None:
