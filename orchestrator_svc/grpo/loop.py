@@ -22,7 +22,7 @@ from orchestrator_svc.grpo.rollouts.replicas import Replicas
 from orchestrator_svc.grpo.samples import training_samples
 from orchestrator_svc.grpo.tasks import unless
 from orchestrator_svc.grpo.trainer import Trainer
-from orchestrator_svc.jobs.context import JobContext
+from orchestrator_svc.jobs.context import WRITING_MODEL, JobContext
 from surogate.errors import CancelledError
 from surogate.telemetry import metrics as names
 from surogate.telemetry.tracing import span
@@ -85,6 +85,7 @@ class GrpoLoop:
         except CancelledError:
             await self._save()
             raise
+        await self._ctx.running(WRITING_MODEL)
         await self._reporter.checkpoint(await self._trainer.checkpoint(final=True), final=True)
         await self._save_pools(self._plan.max_steps)
         await self._reporter.plot()
@@ -198,7 +199,7 @@ class GrpoLoop:
         self._ahead.resume()
 
     async def _evaluate(self, held_out: HeldOut, step: int) -> None:
-        await self._ctx.set_status(f"evaluating step {step} on {held_out.environment}")
+        await self._ctx.running(f"evaluating step {step} on {held_out.environment}")
         outcome = await unless(self._ctx.cancelled, self._evaluator.evaluate(held_out, step))
         await self._reporter.evaluation(step, held_out.environment, outcome)
         await self._ctx.running()

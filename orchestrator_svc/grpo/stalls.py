@@ -9,7 +9,7 @@ from surogate.errors import SurogateError
 
 
 class Stalls:
-    """Says "waiting for …" while something is away, and "training" when all is back."""
+    """Says "waiting for …" while something is away, and what is being done when all is back."""
 
     def __init__(self, ctx: JobContext | None = None) -> None:
         """Without a job nothing is said."""
@@ -35,4 +35,4 @@ class Stalls:
             if self._away:
                 await ctx.stalled("; ".join(f"waiting for {what}: {why}" for what, why in self._away.items()))
             else:
-                await ctx.running()
+                await ctx.goes_on()

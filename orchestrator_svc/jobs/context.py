@@ -38,6 +38,9 @@ STORE_PATIENCE = 60.0
 """Seconds for which a job waits for a database that is away before it is let go of."""
 
 
+WRITING_MODEL = "writing the final model"
+
+
 class JobContext:
     """One run of one job by this orchestrator.
 
@@ -89,6 +92,8 @@ class JobContext:
         self.bell = bell or Bell()
         self._eta = Eta()
         self._status = ""
+        self._doing = ""
+        self._stall = ""
         self._began = False
         self._state = job_pb2.Job.STATE_STARTING
 
@@ -152,20 +157,27 @@ class JobContext:
         await self._record((job_pb2.StateChanged(state=self._state, status_message=text),), {}, None, None)
 
     async def running(self, text: str = "training") -> None:
-        """Says that training has begun: the job goes from STARTING to RUNNING. Idempotent."""
+        """Says what is being done: the job goes from STARTING to RUNNING. Idempotent. A stall is said before it."""
+        self._doing = text
         if not self._began:
             metrics.begin(self.job_id)
         self._began = True
         if self._state == job_pb2.Job.STATE_STARTING:
             self._state = job_pb2.Job.STATE_RUNNING
             self._status = ""
-        await self.set_status(text)
+        await self.set_status(self._stall or text)
 
     async def stalled(self, text: str) -> None:
         """Says what the job waits for while it cannot go on; how long it still takes is not known then."""
+        self._stall = text
         self._eta.interrupt()
         await self._record((), {"eta_seconds": None}, None, None)
         await self.set_status(text)
+
+    async def goes_on(self) -> None:
+        """The stall is over: says again what is being done."""
+        self._stall = ""
+        await self.running(self._doing)
 
     async def notice(self, text: str, *, component: str = "orchestrator", warning: bool = True) -> None:
         """Tells something that a person should read, in the job's history and in the log."""

@@ -22,7 +22,8 @@ class Eta:
         self._step = 0
 
     def observe(self, step: int, max_steps: int) -> float | None:
-        """Notes that `step` is done; returns seconds to the end, or None while that cannot be told."""
+        """Notes that `step` is done; returns seconds to the last step, or None while that cannot be told, and after it:
+        steps say nothing of how long a model takes to be written."""
         now, previous = self._clock(), self._step
         steps, seconds = step - previous, now - self._at
         self._step, self._at = step, now
@@ -30,6 +31,6 @@ class Eta:
             rate = seconds / steps
             known = self._seconds_per_step
             self._seconds_per_step = known + _WEIGHT * (rate - known) if known else rate
-        if not self._seconds_per_step or max_steps <= 0:
+        if not self._seconds_per_step or step >= max_steps:
             return None
-        return max(0, max_steps - step) * self._seconds_per_step
+        return (max_steps - step) * self._seconds_per_step

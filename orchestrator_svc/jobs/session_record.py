@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator_svc.jobs.context import JobContext
+from orchestrator_svc.jobs.context import WRITING_MODEL, JobContext
 from orchestrator_svc.jobs.metrics_file import MetricsFile, read_metrics
 from orchestrator_svc.jobs.plots import plot_lines
 from orchestrator_svc.jobstore.journal import Happening
@@ -112,6 +112,17 @@ class SessionRecord:
                 state |= {"checkpoint": event.checkpoint.path, "checkpoint_step": event.checkpoint.step}
             happenings += self._happenings(event)
         await self._ctx.emit(*happenings, state=state)
+
+    def ending(self, batch: list[trainer_pb2.SessionEvent]) -> str:
+        """What the session does after its last step, as its newest events tell; empty where they do not."""
+        train, text = self._ctx.config.train, ""
+        for event in batch:
+            told = event.evaluation if event.HasField("evaluation") else event.step
+            if not 0 < self._max_steps <= told.step:
+                continue
+            evaluates = event.HasField("step") and (train.validation_datasets or train.validation_split_ratio)
+            text = "evaluating the last step" if evaluates else WRITING_MODEL
+        return text
 
     async def finish(self) -> None:
         """Draws the loss."""

@@ -95,6 +95,10 @@ async def _finish(
 ) -> None:
     """Tells the process how the job ended, and sees it end."""
     assert process.stdin is not None
+    trackers = ", ".join(Spec.of(ctx.job_id, ctx.config, log).trackers)
+    if how != INTERRUPTED:
+        with suppress(SurogateError):
+            await ctx.set_status(f"sending what is left to {trackers}")
     with suppress(ConnectionError):
         if how != INTERRUPTED:
             process.stdin.write(f"{how}\n".encode())
@@ -108,7 +112,7 @@ async def _finish(
     with suppress(TimeoutError):
         await asyncio.wait_for(listening, 5.0)
     if problem and how != INTERRUPTED:
-        await _notice(ctx, f"what reports to {', '.join(Spec.of(ctx.job_id, ctx.config, log).trackers)} {problem}")
+        await _notice(ctx, f"what reports to {trackers} {problem}")
 
 
 async def _notice(ctx: JobContext, text: str) -> None:

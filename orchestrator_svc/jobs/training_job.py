@@ -137,6 +137,9 @@ class TrainingJob:
                 session = event.session
                 await self._on_state(stub, session)
         await self._record.write(batch)
+        ending = self._record.ending(batch)
+        if ending and not self._ctx.cancelled.is_set():
+            await self._ctx.running(ending)
         return session
 
     async def _on_state(self, stub: Any, session: trainer_pb2.Session) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from surogate.cli.console import write_foreign
 from surogate.cli.exits import OK, reaching
 from surogate.client import Client
 from surogate.client.generate import Prompt
@@ -49,8 +50,7 @@ def _answer(client: Client, prompt: Prompt, sampling: common_pb2.SamplingParams)
     pieces: list[str] = []
     reason = common_pb2.FINISH_REASON_UNSPECIFIED
     for piece in client.stream(prompt, sampling):
-        sys.stdout.write(piece.text)
-        sys.stdout.flush()
+        write_foreign(piece.text)
         pieces.append(piece.text)
         reason = piece.finish_reason
     sys.stdout.write("\n")

@@ -9,6 +9,7 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
 from surogate.cli import units
+from surogate.cli.console import write_foreign
 from surogate.cli.exits import OK, reaching, usage
 from surogate.cli.running.launch import START_ORCHESTRATOR, follow_remote
 from surogate.client import Client, state_name
@@ -90,8 +91,7 @@ def print_logs(server: str, job: str, *, component: str, tail: int, follow: bool
     """Prints what the workers of a job have written."""
     with Client(server) as client, reaching("orchestrator", server, START_ORCHESTRATOR):
         for line in client.logs(job, component=component, tail_lines=tail, follow=follow):
-            sys.stdout.write(f"{line.worker} | {line.text}\n")
-            sys.stdout.flush()
+            write_foreign(f"{line.worker} | {line.text}\n")
     return OK
 
 

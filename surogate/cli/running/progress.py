@@ -88,9 +88,9 @@ class Progress:
     @property
     def eta(self) -> float | None:
         """Seconds to the last step, from the pace of the last steps; None while not known, as it is when something else
-        than training was said to happen since."""
+        than training was said to happen since, and after the last step."""
         times = sorted(b - a for (_, a), (_, b) in pairwise(self._step_times))
-        if not times or not self.max_steps or not self._at_pace:
+        if not times or self.step >= self.max_steps or not self._at_pace:
             return None
         return times[len(times) // 2] * (self.max_steps - self.step)
 

@@ -12,6 +12,7 @@ from orchestrator_svc.grpo.configured.advantage import Floats
 from orchestrator_svc.grpo.configured.difficulty import Difficulty
 from orchestrator_svc.grpo.configured.filters import Filter
 from orchestrator_svc.grpo.groups import Rollout
+from orchestrator_svc.jobs.context import WRITING_MODEL
 from surogate.rollouts import read_steps
 from tests.helpers.grpo.grpo_job import grpo_job, run_killed_at
 
@@ -54,6 +55,9 @@ async def test_reports_steps_pushes_evaluations_and_the_final_model(tmp_path: Pa
         assert pushed == [1, 2, 3, 4]
         evaluated = [event.evaluation_completed.step for event in events if event.HasField("evaluation_completed")]
         assert evaluated == [0, 2, 4]
+        said = [event.state_changed.status_message for event in events if event.HasField("state_changed")]
+        evaluations = [text for step in (0, 2, 4) for text in (f"evaluating step {step} on fake", "training")]
+        assert said[said.index("training") :] == ["training", *evaluations, WRITING_MODEL]
         saved = [event.checkpoint_saved for event in events if event.HasField("checkpoint_saved")]
         assert [(item.step, item.final) for item in saved] == [(3, False), (4, True)]
         shown = [event.samples_shown for event in events if event.HasField("samples_shown")]

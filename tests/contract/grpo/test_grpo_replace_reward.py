@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from orchestrator_svc.grpo.ledger import draws
+from orchestrator_svc.jobs.context import WRITING_MODEL
 from orchestrator_svc.jobstore import store
 from orchestrator_svc.jobstore.reward_services import ReplacedService, replace_service
 from orchestrator_svc.jobstore.schema import jobs
@@ -119,7 +120,7 @@ async def test_groups_that_a_dead_service_was_asked_for_are_scored_by_the_one_th
         rows = await job.database.read(lambda c: c.execute(query).all())
         assert [by for _, by in rows] == ["built-in"] * 4 + [address] * 4
         said = [event.state_changed for event in await job.events() if event.HasField("state_changed")]
-        assert said[-1].status_message == "training"
+        assert [change.status_message for change in said[-2:]] == ["training", WRITING_MODEL]
 
 
 async def test_a_shadow_is_compared_and_never_trained_on(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from orchestrator_svc.jobs.context import WRITING_MODEL
 from orchestrator_svc.jobs.metrics_file import read_metrics
 from orchestrator_svc.jobs.training_job import TrainingJob
 from orchestrator_svc.tracking.spec import LIBRARIES
@@ -268,6 +269,8 @@ async def test_a_job_is_reported_to_its_trackers(orchestrator: Orchestrator) -> 
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
     assert events.Scalars("eval/validation/loss")[0].step == 5
     assert (out / "train.log").read_text().endswith("succeeded\n")
+    said = [e.state_changed.status_message for e in await orchestrator.history(job.name) if e.HasField("state_changed")]
+    assert said[-3:] == [WRITING_MODEL, "sending what is left to tensorboard", "done"]
 
 
 async def test_a_tracker_whose_library_is_missing_is_said_and_the_job_trains(

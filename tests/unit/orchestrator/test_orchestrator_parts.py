@@ -120,6 +120,7 @@ def test_eta_follows_the_step_time() -> None:
     now[0] = 2.0
     assert eta.observe(2, 10) == pytest.approx(16.0)
     assert eta.observe(3, 0) is None
+    assert eta.observe(10, 10) is None, "how long the model takes to be written is not told by steps"
 
 
 def test_time_in_which_a_worker_was_away_says_nothing_about_the_pace() -> None:

@@ -87,6 +87,14 @@ def test_replayed_steps_take_no_part_in_times() -> None:
     assert progress.eta is None
 
 
+def test_after_the_last_step_no_time_is_told() -> None:
+    progress = after([step(number, {}, at=number) for number in (8, 9)])
+    assert progress.eta == 1.0
+    progress.apply(step(10, {}, at=10))
+    assert progress.eta is None
+    assert "ETA" not in words.step_line(progress)
+
+
 def test_an_evaluation_that_is_repeated_counts_once() -> None:
     progress = after([evaluated(0, 0.5), evaluated(2, 0.7), evaluated(2, 0.75)])
     assert [item.metrics["reward/mean"] for item in progress.evaluations["reverse-text"]] == [0.5, 0.75]

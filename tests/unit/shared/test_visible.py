@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+from surogate.cli.console import write_foreign
 from surogate.cli.exits import report
 from surogate.cli.running.words import notice
 from surogate.errors import InternalError
@@ -21,6 +24,15 @@ def test_ordinary_text_stays(text: str) -> None:
 def test_what_a_terminal_obeys_is_spelled_out() -> None:
     assert visible(ATTACK) == r"\x1b]0;owned\x07\x1b[2J\r\u202egnp.exe\x9b31m"
     assert visible("\ud800") == r"\ud800"
+
+
+@pytest.mark.parametrize(("terminal", "written"), [(True, visible(ATTACK)), (False, ATTACK)])
+def test_what_a_model_wrote_is_spelled_out_to_a_terminal_alone(
+    terminal: bool, written: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    write_foreign(ATTACK)
+    assert capsys.readouterr().out == written
 
 
 def test_events_and_errors_are_shown_so(capsys: pytest.CaptureFixture[str]) -> None:
