@@ -44,8 +44,6 @@ class JobRunner:
         self._bell = bell
         self.identity = identity or make_identity()
         self._running: dict[str, tuple[JobContext, asyncio.Task[None]]] = {}
-        self._let_go: set[str] = set()
-        """Jobs whose end the store could not be told: their leases are given back, so that they are taken up again."""
         self._woken = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -126,7 +124,7 @@ class JobRunner:
                 await self._begin(row)
 
     def _claim(self, connection: Connection) -> Row[Any] | None:
-        return leases.claim_next(connection, self.identity, self._settings.lease_seconds)
+        return leases.claim_next(connection, self.identity, self._settings.lease_seconds, running=self._running)
 
     async def _begin(self, row: Row[Any]) -> None:
         ctx = await open_context(row, self._database, self.identity, self._bell)
@@ -141,8 +139,9 @@ class JobRunner:
     def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
         self._running.pop(job_id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
+            # The store could not be told how it ended. It is taken up again, not at once: what failed may fail again.
             _log.error("a job was let go of", job=job_id, error=str(error))
-            self._let_go.add(job_id)
+            return
         self.wake()
 
     async def _keep_leases(self) -> None:
@@ -151,10 +150,6 @@ class JobRunner:
         counts = await self._database.read(store.count_by_state)
         for state, count in counts.items():
             metrics.JOBS.labels(state).set(count)
-        if let_go := set(self._let_go):
-            await self._database.write(lambda c: leases.release(c, self.identity, let_go))
-            self._let_go -= let_go
-            self.wake()
         held = await self._database.write(lambda c: leases.renew(c, self.identity, seconds))
         for job_id, (ctx, task) in list(self._running.items()):
             if job_id not in held:

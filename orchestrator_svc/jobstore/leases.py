@@ -8,7 +8,7 @@ within a fraction of `lease_seconds`.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Container
 from typing import Any
 
 from sqlalchemy import Connection, Row, case, select, update
@@ -20,8 +20,13 @@ from orchestrator_svc.jobstore.store import get
 from surogate.v1 import job_pb2
 
 
-def claim_next(connection: Connection, owner: str, lease_seconds: float) -> Row[Any] | None:
+def claim_next(
+    connection: Connection, owner: str, lease_seconds: float, running: Container[str] = ()
+) -> Row[Any] | None:
     """Takes the next job that nobody runs: those that were running before those that wait, oldest first.
+
+    A job that `owner` holds and that is not among its `running` ones is nobody's either: the answer to its claim, or
+    what followed on it, was lost with a connection.
 
     Returns its row as it was before, with the state from which it is picked up; None when there is nothing to do.
     """
@@ -33,7 +38,8 @@ def claim_next(connection: Connection, owner: str, lease_seconds: float) -> Row[
     ).all()
     now = time.time()
     for job_id, holder, until in candidates:
-        if holder is not None and (holder == owner or (until > now and not is_known_dead(holder))):
+        mine = holder == owner
+        if (mine and job_id in running) or (holder and not mine and until > now and not is_known_dead(holder)):
             continue
         unchanged = jobs.c.owner.is_(None) if holder is None else jobs.c.owner == holder
         taken = connection.execute(
@@ -57,8 +63,6 @@ def renew(connection: Connection, owner: str, lease_seconds: float) -> dict[str,
     return {row.job_id: row.cancel_requested for row in rows}
 
 
-def release(connection: Connection, owner: str, job_ids: Collection[str] | None = None) -> None:
-    """Lets go of jobs of `owner`, of all if none are named: whoever comes first may run them at once."""
-    mine = jobs.c.owner == owner
-    named = mine if job_ids is None else mine & jobs.c.job_id.in_(job_ids)
-    connection.execute(update(jobs).where(named).values(owner=None, lease_until=None))
+def release(connection: Connection, owner: str) -> None:
+    """Lets go of all jobs of `owner`: whoever comes first may run them at once."""
+    connection.execute(update(jobs).where(jobs.c.owner == owner).values(owner=None, lease_until=None))

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import OperationalError
 
 from orchestrator_svc.jobs.context import JobContext
 from orchestrator_svc.jobstore import store
@@ -75,6 +77,30 @@ async def orchestrator(tmp_path: Path, store_url: str, jobs: Jobs) -> AsyncItera
     settings = {"max_queued_jobs": 3, "store_url": store_url}
     async with orchestrating(tmp_path, {"sft": jobs.run}, EmptyLauncher(), **settings) as orchestrator:
         yield orchestrator
+
+
+async def test_a_job_runs_though_the_answer_to_its_claim_was_lost(orchestrator: Orchestrator, jobs: Jobs) -> None:
+    assert orchestrator.database is not None
+    claims: list[Connection] = []
+
+    def notice(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("UPDATE jobs SET owner=") and not claims:
+            claims.append(connection)
+
+    def lose(connection: Connection) -> None:
+        if claims == [connection]:
+            claims.append(connection)
+            connection.connection.driver_connection.commit()  # type: ignore[union-attr]
+            raise OperationalError("COMMIT", {}, Exception("the connection is lost"))
+
+    event.listen(orchestrator.database.engine, "before_cursor_execute", notice)
+    event.listen(orchestrator.database.engine, "commit", lose)
+    job = await orchestrator.create(sft_config())
+    await orchestrator.until_step(job.name, 3)
+    jobs.go.set()
+    assert (await orchestrator.ended(job.name)).state == State.STATE_SUCCEEDED
+    assert len(claims) == 2
+    assert len(jobs.order) == 1
 
 
 async def test_a_job_runs_and_its_history_tells_all_of_it(orchestrator: Orchestrator, jobs: Jobs) -> None:

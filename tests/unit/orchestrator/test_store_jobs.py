@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,8 @@ async def test_jobs_that_ran_are_claimed_before_those_that_wait(database: Databa
     for job_id in ("old", "ran", "new"):
         await add(database, job_id)
     await database.write(lambda c: store.touch(c, "ran", {"state": State.STATE_RUNNING}))
-    order = [(await database.write(lambda c: leases.claim_next(c, "me", 60))).job_id for _ in range(3)]
+    owners = ("one", "two", "three")
+    order = [(await database.write(partial(leases.claim_next, owner=one, lease_seconds=60))).job_id for one in owners]
     assert order == ["ran", "old", "new"]
     assert await database.write(lambda c: leases.claim_next(c, "me", 60)) is None
 
@@ -173,6 +175,14 @@ async def test_a_lease_keeps_others_away_until_it_ends(database: Database) -> No
     assert await database.write(lambda c: leases.renew(c, "me", 60)) == {"a": False}
     await database.write(lambda c: leases.release(c, "me"))
     assert (await database.write(lambda c: leases.claim_next(c, "other", 60))).job_id == "a"
+
+
+async def test_a_job_that_its_owner_does_not_run_is_nobodys(database: Database) -> None:
+    await add(database, "a")
+    await database.write(lambda c: leases.claim_next(c, "me", 60))  # the answer is lost
+    assert await database.write(lambda c: leases.claim_next(c, "other", 60)) is None
+    assert await database.write(lambda c: leases.claim_next(c, "me", 60, running={"a"})) is None
+    assert (await database.write(lambda c: leases.claim_next(c, "me", 60, running={"b"}))).job_id == "a"
 
 
 async def test_the_job_of_a_dead_process_is_taken_at_once(database: Database) -> None:
