@@ -95,9 +95,12 @@ types: setup ## Type-check with mypy
 # The cluster that somebody works on is none for tests, unless they say so: make test-cluster.
 NO_CLUSTER := env -u KUBECONFIG -u KUBEBUILDER_ASSETS -u SUROGATE_TEST_CLUSTER -u SUROGATE_E2E_CLUSTER
 
+# More options of pytest's for `test` and `test-slow`.
+PYTEST_OPTIONS ?=
+
 .PHONY: test
 test: setup ## The tests (unit, contract, end to end), 20 minutes at the most on 2 cores
-	$(NO_CLUSTER) pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu"
+	$(NO_CLUSTER) pytest -n $(JOBS) --dist loadfile $(PYTEST_OPTIONS) -m "not slow and not gpu"
 
 .PHONY: test-verifiers
 # In an environment of its own: the package cannot be installed beside vLLM.
@@ -108,7 +111,7 @@ test-verifiers: setup ## The tests of environments of the verifiers package
 
 .PHONY: test-slow
 test-slow: setup ## The tests that take longer
-	$(NO_CLUSTER) pytest -n $(JOBS) --dist loadfile -m "slow and not gpu"
+	$(NO_CLUSTER) pytest -n $(JOBS) --dist loadfile $(PYTEST_OPTIONS) -m "slow and not gpu"
 
 .PHONY: test-all
 test-all: test test-slow ## Everything that needs no GPU
