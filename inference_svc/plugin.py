@@ -48,6 +48,7 @@ def register() -> None:
     log_format, level = os.environ[ENGINE_LOG].split()
     if multiprocessing.parent_process() is not None:
         die_with_parent()
+        lock_bars_by_thread()
         _configure_logs(log_format, level)
         if file := os.environ.get(ENGINE_FAILURE):
             logging.getLogger("vllm").addHandler(_FailureFile(Path(file)))
@@ -99,6 +100,14 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if parent is not None and parent.pid != os.getppid():
         os._exit(1)
+
+
+def lock_bars_by_thread() -> None:
+    """Gives progress bars a lock of this process alone. tqdm's own is a semaphore in /dev/shm, which stays there when
+    the process is killed together with the one that would clear up after it."""
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
 
 
 def _configure_logs(log_format: str, level: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from surogate.config.folders import refusal
 from surogate.errors import ConfigError, Violation
 from surogate.urls import is_url
 
@@ -17,6 +18,9 @@ def output_dir_of(config: Mapping[str, Any], resolved: Any, root: Path | None, j
 
     `orch.output_dir` if the GRPO file sets it, else `train.output_dir`. Unset, it is the key's default under the
     current folder, or ROOT/JOB_ID where there is an output root.
+
+    Raises:
+        ConfigError: It is a folder of the system, or one where others have their files.
     """
     given = _get(config, "orch.output_dir") or _get(config, "train.output_dir")
     if given:
@@ -25,7 +29,11 @@ def output_dir_of(config: Mapping[str, Any], resolved: Any, root: Path | None, j
         folder = Path(job_id)
     else:
         folder = Path(resolved.orch.output_dir if resolved.kind == "grpo" else resolved.train.output_dir)
-    return ((root or Path()) / folder).resolve()
+    found = ((root or Path()) / folder).resolve()
+    if reason := refusal(str(found)):
+        key = "orch.output_dir" if resolved.kind == "grpo" else "train.output_dir"
+        raise ConfigError.of([Violation(key, reason)])
+    return found
 
 
 def check_paths(config: Mapping[str, Any], root: Path) -> None:

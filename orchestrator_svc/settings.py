@@ -114,19 +114,19 @@ class OrchestratorSettings(ServiceSettings):
     """Python modules whose functions jobs may run in this process (orch.advantage.import_path), submodules included;
     `*` is all, for an orchestrator of one user."""
 
-    rollout_store_bytes: int = Field(4 << 30, ge=0)
+    rollout_store_bytes: int = Field(4 << 30, ge=0, le=1 << 50)
     """Room for the stored rollouts of a GRPO job, in bytes; its oldest steps are deleted first. 0 stores none."""
 
-    max_running_jobs: int = Field(1, ge=1)
+    max_running_jobs: int = Field(1, ge=1, le=10_000)
     """Jobs run at once by this orchestrator; more wait in the queue."""
 
-    max_queued_jobs: int = Field(100, ge=1)
+    max_queued_jobs: int = Field(100, ge=1, le=1_000_000)
     """Jobs that may wait; more are refused with RESOURCE_EXHAUSTED."""
 
-    max_replicas: int = Field(64, ge=1)
+    max_replicas: int = Field(64, ge=1, le=1024)
     """Most inference replicas of a job, from the start (infer.dp) or by ScaleJob."""
 
-    max_worker_restarts: int = Field(3, ge=0)
+    max_worker_restarts: int = Field(3, ge=0, le=10_000)
     """Local and Kubernetes launcher: restarts of one worker within ten minutes before its job fails."""
 
     worker_stop_seconds: float = Field(20.0, gt=0)

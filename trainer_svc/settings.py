@@ -30,8 +30,8 @@ class TrainerSettings(ServiceSettings):
     stop_timeout: float = Field(120.0, gt=0)
     """Seconds that a worker may take to write a checkpoint and end when it is stopped; then it is killed."""
 
-    max_step_samples: int = Field(65_536, ge=1)
+    max_step_samples: int = Field(65_536, ge=1, le=1 << 24)
     """Most samples of a GRPO step; more are refused."""
 
-    max_step_tokens: int = Field(32_000_000, ge=1)
+    max_step_tokens: int = Field(32_000_000, ge=1, le=1 << 36)
     """Most tokens of a GRPO step, over all samples; more are refused."""

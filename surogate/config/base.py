@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from surogate.config import folders
 from surogate.errors import Violation
 from surogate.urls import is_url
 
@@ -38,6 +39,14 @@ LONGEST_SHOWN = 200
 """Characters of a value that a message shows."""
 MAX_SEED = 2**32 - 1
 """Largest random seed, unsigned 32 bits: what every library takes."""
+MAX_NUMBER = 10**9
+"""Largest number of steps, rows, seconds and the like, where a key has no bound of its own: 32 bits hold it."""
+MAX_TOKENS = 2**24
+"""Longest sequence, in tokens: several times that of any model."""
+MAX_DEVICES = 1024
+"""Most GPUs of a node or a replica, most nodes, most replicas."""
+MAX_RANK = 2**16
+"""Highest rank of an adapter: that of the widest matrices."""
 
 T = TypeVar("T")
 
@@ -65,8 +74,13 @@ Float = Annotated[float, BeforeValidator(number_of)]
 Positive = Annotated[Float, Field(gt=0)]
 NonNegative = Annotated[Float, Field(ge=0)]
 Fraction = Annotated[Float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+Size = Annotated[int, Field(ge=1, le=MAX_NUMBER)]
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+"""A length in tokens."""
+Devices = Annotated[int, Field(ge=0, le=MAX_DEVICES)]
+Rank = Annotated[int, Field(ge=1, le=MAX_RANK)]
+"""Rank of an adapter, or its scale."""
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -80,8 +94,23 @@ def _on_disk(value: str) -> str:
     return value
 
 
-LocalPath = Annotated[Text, AfterValidator(_on_disk)]
+def _checked(reason: Callable[[str], str]) -> Callable[[str], str]:
+    """A validator that refuses a path for a reason."""
+
+    def validate(value: str) -> str:
+        if not is_url(value) and (why := reason(value)):
+            raise fail(why)
+        return value
+
+    return validate
+
+
+LocalFile = Annotated[Text, AfterValidator(_on_disk), AfterValidator(_checked(folders.file_refusal))]
 """What is written to line by line, which no object store can do."""
+OutputFolder = Annotated[Text, AfterValidator(_checked(folders.refusal))]
+"""A folder to write into, or a URL."""
+LocalFolder = Annotated[OutputFolder, AfterValidator(_on_disk)]
+"""A folder of this machine to write into."""
 
 
 def problem(field: str | tuple[str | int, ...], message: str, value: object = None) -> InitErrorDetails:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from surogate.config.base import ConfigModel, Size, Text, fail, problem, refuse, shown
+from surogate.config.base import ConfigModel, Devices, Size, Text, fail, problem, refuse, shown
 
 CLUSTER_COMPONENTS = ("trainer", "inference", "reward")
 """The components that have pods of their own."""
@@ -160,8 +160,10 @@ class PodConfig(ConfigModel):
 
     image: Text | None = None
     """Image of the worker; the orchestrator's `allowed_images` must match it. null = the template's."""
-    gpus: Annotated[int, Field(ge=0)] | None = None
-    """GPUs of a pod, ≥ 0. null = what the rest of the job asks for (`train.gpus`, `infer.tp`), else the template's."""
+    gpus: Devices | None = None
+    """GPUs of a pod, 0 to 1,024. null = what the rest of the job asks for (`train.gpus`, `infer.tp`), else the
+    template's.
+    """
     resources: Resources = Resources()
     """CPU, memory and other resources of the worker's container, over those of the template."""
     node_selector: dict[LabelKey, LabelValue] = Field({})
@@ -181,8 +183,8 @@ class TrainerPods(PodConfig):
 
     block: ClassVar[str] = "trainer."
 
-    nodes: Size | None = None
-    """Nodes to train on, ≥ 1: the same as `distributed.num_nodes` of train.yaml. null = that."""
+    nodes: Annotated[Devices, Field(ge=1)] | None = None
+    """Nodes to train on, 1 to 1,024: the same as `distributed.num_nodes` of train.yaml. null = that."""
 
 
 class InferencePods(PodConfig):
@@ -190,8 +192,8 @@ class InferencePods(PodConfig):
 
     block: ClassVar[str] = "inference."
 
-    replicas: Size | None = None
-    """Replicas, ≥ 1: the same as `dp` of infer.yaml. null = that."""
+    replicas: Annotated[Devices, Field(ge=1)] | None = None
+    """Replicas, 1 to 1,024: the same as `dp` of infer.yaml. null = that."""
 
 
 class RewardPods(PodConfig):

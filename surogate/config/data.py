@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from surogate.config.base import ConfigModel, Float, Size, Text, fail, problem, refuse
+from surogate.config.base import ConfigModel, Float, Text, Tokens, fail, problem, refuse
 
+MAX_ROWS = 10**12
 PLACEHOLDERS = frozenset({"system", "instruction", "input", "output"})
 
 
@@ -21,8 +22,8 @@ class DatasetBase(ConfigModel):
     """Configuration of a dataset on the hub, or folder of that name in a local one. null = its default."""
     split: Text = "train"
     """Split to use, where there are several; `train[:1000]` and `train[5%:10%]` take a part of it."""
-    samples: Size | None = None
-    """Use the first so many rows, ≥ 1. null = all."""
+    samples: Annotated[int, Field(ge=1, le=MAX_ROWS)] | None = None
+    """Use the first so many rows, 1 to 10¹². null = all."""
 
 
 class AutoDataset(DatasetBase):
@@ -151,8 +152,8 @@ class ChatKeys(ConfigModel):
     """Chat template, of GRPO's prompts too: `auto` = the tokenizer's own; else a Jinja template, or the path of one."""
     system: str | None = None
     """System prompt for conversations that have none. null = what the template does."""
-    max_length: Size | None = None
-    """Longest conversation in tokens, ≥ 1. null = sequence_len."""
+    max_length: Tokens | None = None
+    """Longest conversation in tokens, 1 to 16,777,216. null = sequence_len."""
     truncation_strategy: Literal["delete", "left", "right", "split"] = "delete"
     """What is done with longer ones: left out, cut at the start, cut at the end, or split into several samples."""
     padding_side: Literal["left", "right"] = "right"

@@ -47,8 +47,8 @@ class EnvConfig(ConfigModel):
     """Longest time to score one rollout, or to answer a turn of an episode, in seconds, > 0. What takes longer is an
     error, not a reward.
     """
-    max_turns: Size | None = None
-    """Most turns of the model in an episode, ≥ 1, for an environment that answers them. null = 16."""
+    max_turns: Annotated[Size, Field(le=10_000)] | None = None
+    """Most turns of the model in an episode, 1 to 10,000, for an environment that answers them. null = 16."""
     image: Text | None = None
     """Image of a reward service to run for this job, in a pod of its own (Kubernetes), where it serves gRPC on port
     50051. The orchestrator's `allowed_images` must match it. null = no service of the job's own.
@@ -75,8 +75,11 @@ class EnvConfig(ConfigModel):
         return self
 
 
+MAX_EXAMPLES = 1_000_000
+
+
 def _is_examples(value: object) -> bool:
-    return type(value) is int and (value == -1 or value > 0)
+    return type(value) is int and (value == -1 or 0 < value <= MAX_EXAMPLES)
 
 
 class EvalConfig(ConfigModel):
@@ -86,8 +89,8 @@ class EvalConfig(ConfigModel):
 
     env: Annotated[list[EnvConfig], Field(min_length=1)]
     """Environments to evaluate, by id; their held-out prompts are used."""
-    num_examples: Annotated[int, one_of(_is_examples, "must be -1 or a whole number of 1 or more")] = -1
-    """Prompts of each environment, ≥ 1. -1 = all that are held out."""
+    num_examples: Annotated[int, one_of(_is_examples, f"must be -1 or a whole number of 1 to {MAX_EXAMPLES}")] = -1
+    """Prompts of each environment, 1 to 1,000,000. -1 = all that are held out."""
     rollouts_per_example: Annotated[Size, Field(le=1024)] = 1
     """Rollouts of each prompt, 1 to 1024; their rewards are averaged."""
     interval: Size = 100

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from surogate.config import keys
-from surogate.config.base import ConfigModel, Float, Size, Text, problem, refuse
+from surogate.config.base import ConfigModel, Devices, Float, Rank, Size, Text, Tokens, problem, refuse
 from surogate.config.types import Dtype, RopeScaling
 
 
@@ -25,28 +25,30 @@ class InferConfig(ConfigModel):
     """Port to listen on when it is served by itself, 0 to 65535. 0 = any. A launcher chooses its own."""
     dtype: Dtype = "auto"
     """Dtype of weights and computation. `auto`: in a GRPO job that of train.yaml, else the model's own."""
-    max_model_len: Size | None = None
-    """Longest prompt and completion together, in tokens, ≥ 1. null = seq_len of the job, else the model's own."""
-    max_num_seqs: Size | None = None
-    """Sequences that are generated at once, ≥ 1. null = the engine's default."""
+    max_model_len: Tokens | None = None
+    """Longest prompt and completion together, in tokens, 1 to 16,777,216. null = seq_len of the job, else the model's
+    own.
+    """
+    max_num_seqs: Annotated[Size, Field(le=65_536)] | None = None
+    """Sequences that are generated at once, 1 to 65,536. null = the engine's default."""
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"] | None = None
     """Dtype of the key-value cache. null or auto = that of the model. FP8 makes the sampler differ from the trainer."""
     enforce_eager: bool = False
     """Do without compiled graphs: quicker start, slower generation."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
-    tp: Size = 1
-    """GPUs that share one replica, ≥ 1."""
-    dp: Size = 1
-    """Replicas, ≥ 1."""
+    tp: Annotated[Devices, Field(ge=1)] = 1
+    """GPUs that share one replica, 1 to 1,024."""
+    dp: Annotated[Devices, Field(ge=1)] = 1
+    """Replicas, 1 to 1,024."""
     enable_lora: bool = True
     """Serve adapters. In a GRPO job as `lora` in train.yaml."""
-    max_lora_rank: Size | None = None
-    """Highest rank of an adapter, ≥ 1. null = lora_rank of the job, else 16."""
-    max_loras: Size = 8
-    """Adapters in one batch, ≥ 1."""
-    max_cpu_loras: Size = 100
-    """Adapters kept in host memory, ≥ max_loras."""
+    max_lora_rank: Rank | None = None
+    """Highest rank of an adapter, 1 to 65,536. null = lora_rank of the job, else 16."""
+    max_loras: Annotated[Size, Field(le=1024)] = 8
+    """Adapters in one batch, 1 to 1,024."""
+    max_cpu_loras: Annotated[Size, Field(le=65_536)] = 100
+    """Adapters kept in host memory, max_loras to 65,536."""
     enable_prefix_caching: bool | None = None
     """Keep the key-value cache of common prefixes. null = the engine's default. Never shared between versions of the
     weights.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -97,6 +97,25 @@ def _within(config: Any, *keys: str) -> Any:
     for key in keys:
         config = config.get(key) if isinstance(config, dict) else None
     return config
+
+
+def _said_once(violations: Sequence[Violation], config: Mapping[str, Any]) -> list[Violation]:
+    """Without those of values that were taken over from another file, where they are said of that file."""
+    given = [_is_given(config, item.field) for item in violations]
+    said = {item.description for item, is_given in zip(violations, given, strict=True) if is_given}
+    return [item for item, is_given in zip(violations, given, strict=True) if is_given or item.description not in said]
+
+
+def _is_given(config: Any, key: str) -> bool:
+    """Whether the author wrote a dotted key, an index of a list being a part of it."""
+    for part in key.split("."):
+        if isinstance(config, list) and part.isdecimal() and int(part) < len(config):
+            config = config[int(part)]
+        elif isinstance(config, dict) and part in config:
+            config = config[part]
+        else:
+            return False
+    return True
 
 
 def _dumped(kind: str, **parts: ConfigModel | None) -> dict[str, Any]:
@@ -208,6 +227,7 @@ class _Resolver:
         train = self.part("train", TrainConfig, agreed.parts["train"])
         infer = self.part("infer", InferConfig, agreed.parts["infer"])
         orch = self.part("orch", OrchConfig, agreed.parts["orch"])
+        self.violations = _said_once(self.violations, config)
         if train is not None:
             self.check_grpo_train(train)
         if train is not None and orch is not None and not orch.dump_metrics and (train.report_to or orch.report_to):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from surogate.config.base import ConfigModel, Float, Size, Text, one_of, problem, refuse, spelled
+from surogate.config.base import ConfigModel, Float, Rank, Text, one_of, problem, refuse, spelled
 
 
 def _as_list(value: Any) -> Any:
@@ -27,10 +27,10 @@ class LoraKeys(ConfigModel):
     """Train LoRA adapters and leave the model's own weights as they are. Default true for SFT and GRPO, false for
     PT.
     """
-    lora_rank: Size = 16
-    """Rank of the adapters, ≥ 1."""
-    lora_alpha: Size = 32
-    """Scale of the adapters, ≥ 1: they are multiplied by lora_alpha / lora_rank."""
+    lora_rank: Rank = 16
+    """Rank of the adapters, 1 to 65,536."""
+    lora_alpha: Rank = 32
+    """Scale of the adapters, 1 to 65,536: they are multiplied by lora_alpha / lora_rank."""
     lora_dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.05
     """Dropout before the adapters, 0 to below 1. 0 in GRPO, whatever is set: the policy that is trained is the one
     that was sampled.

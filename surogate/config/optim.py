@@ -10,6 +10,7 @@ from surogate.config import keys
 from surogate.config.base import (
     ConfigModel,
     Count,
+    Devices,
     Float,
     Fraction,
     NonNegative,
@@ -96,9 +97,9 @@ class MemoryKeys(ConfigModel):
     time. `selective` keeps the results of matrix products and attention too: most of the time is won back for part of
     the memory. Worth turning off (false) on CPU and for small models.
     """
-    lmhead_chunks: Size = 1
-    """Parts in which logits and loss are computed, ≥ 1: more parts, less memory for logits. It is a lower bound: no
-    more than 32 MiB of logits are made at a time on CPU, 1 GiB on a GPU.
+    lmhead_chunks: Annotated[Size, Field(le=65_536)] = 1
+    """Parts in which logits and loss are computed, 1 to 65,536: more parts, less memory for logits. It is a lower
+    bound: no more than 32 MiB of logits are made at a time on CPU, 1 GiB on a GPU.
     """
     offload_optimizer: bool = False
     """Keep the optimiser's state in host memory; each weight's is on the device only while that weight is updated. Same
@@ -114,10 +115,11 @@ class DistributedKeys(ConfigModel):
     block: ClassVar[str] = "distributed."
     without_effect: ClassVar[frozenset[str]] = keys.DISTRIBUTED_WITHOUT_EFFECT
 
-    num_nodes: Size = 1
-    """Nodes that train together, ≥ 1. More than one need MASTER_ADDR and MASTER_PORT in the environment of each."""
-    gpus_per_node: Count = 0
-    """GPUs of each node, ≥ 0. 0 = gpus."""
+    num_nodes: Annotated[Devices, Field(ge=1)] = 1
+    """Nodes that train together, 1 to 1,024. More than one need MASTER_ADDR and MASTER_PORT in the environment of each.
+    """
+    gpus_per_node: Devices = 0
+    """GPUs of each node, 0 to 1,024. 0 = gpus."""
 
 
 def _is_zero_level(value: object) -> bool:
@@ -127,9 +129,9 @@ def _is_zero_level(value: object) -> bool:
 class ParallelKeys(ConfigModel):
     """Several devices."""
 
-    gpus: Count = 1
-    """GPUs that train together, a process for each. 0 = all. On a machine without a GPU, or with cpu_training: the
-    number of processes on the CPU (0 = one).
+    gpus: Devices = 1
+    """GPUs that train together, a process for each, 0 to 1,024. 0 = all. On a machine without a GPU, or with
+    cpu_training: the number of processes on the CPU (0 = one).
     """
     zero_level: Annotated[Literal[1, 2, 3], one_of(_is_zero_level, "must be 1, 2 or 3")] = 1
     """What is in shares over the GPUs: the optimiser's state (1), gradients and trained weights too, which stay whole
@@ -171,12 +173,14 @@ class PrecisionKeys(ConfigModel):
     """
     gradient_dtype: Format | None = None
     """Dtype in which gradients are added up and kept: fp32, or bf16 (one GPU). null = that of the weights."""
-    fp8_amax_history: Size = 16
-    """Steps over which scales of fp8_hybrid look back, ≥ 1. Without effect: they are those of the tensor at hand."""
-    skip_quant_first_layers: Count = 0
-    """First layers that are left as they are, ≥ 0 (QLoRA and fp8_hybrid)."""
-    skip_quant_last_layers: Count = 0
-    """Last layers that are left as they are, ≥ 0 (QLoRA and fp8_hybrid). The output head always is."""
+    fp8_amax_history: Annotated[Size, Field(le=1 << 20)] = 16
+    """Steps over which scales of fp8_hybrid look back, 1 to 1,048,576. Without effect: they are those of the tensor at
+    hand.
+    """
+    skip_quant_first_layers: Annotated[Count, Field(le=10_000)] = 0
+    """First layers that are left as they are, 0 to 10,000 (QLoRA and fp8_hybrid)."""
+    skip_quant_last_layers: Annotated[Count, Field(le=10_000)] = 0
+    """Last layers that are left as they are, 0 to 10,000 (QLoRA and fp8_hybrid). The output head always is."""
 
     @model_validator(mode="after")
     def _formats_fit(self) -> Self:

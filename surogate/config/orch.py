@@ -9,14 +9,17 @@ from pydantic_core import InitErrorDetails
 
 from surogate.config import keys
 from surogate.config.base import (
+    MAX_NUMBER,
     ConfigModel,
     Count,
     Float,
-    LocalPath,
+    LocalFolder,
     Positive,
+    Rank,
     Seed,
     Size,
     Text,
+    Tokens,
     problem,
     refuse,
 )
@@ -36,10 +39,10 @@ class PolicyConfig(ConfigModel):
     """Model, as in train.yaml. null = that of the other files."""
     lora_adapter: Text | None = None
     """Name under which the adapter is served. null = `policy`."""
-    lora_rank: Size | None = None
-    """Rank of the adapters, ≥ 1. null = lora_rank of train.yaml."""
-    lora_alpha: Size | None = None
-    """Scale of the adapters, ≥ 1. null = lora_alpha of train.yaml."""
+    lora_rank: Rank | None = None
+    """Rank of the adapters, 1 to 65,536. null = lora_rank of train.yaml."""
+    lora_alpha: Rank | None = None
+    """Scale of the adapters, 1 to 65,536. null = lora_alpha of train.yaml."""
 
 
 def _as_list(value: Any) -> Any:
@@ -68,7 +71,7 @@ class CheckpointConfig(ConfigModel):
 
     interval: Size | None = None
     """Steps between checkpoints, ≥ 1. null = save_steps of train.yaml."""
-    resume_step: Annotated[int | None, Field(ge=-1)] = None
+    resume_step: Annotated[int | None, Field(ge=-1, le=MAX_NUMBER)] = None
     """Step to go on from. -1 = the newest. null = the newest if train.yaml says to resume."""
     keep_last: Size | None = None
     """Number of newest checkpoints to keep, ≥ 1. null = save_total_limit of train.yaml."""
@@ -114,8 +117,8 @@ class OrchConfig(ConfigModel):
     rollouts_per_example: Annotated[Size, Field(le=1024)] = 1
     """Rollouts of each prompt, the group, 2 to 1024: a group of one has no advantage, unless advantage.type is custom.
     """
-    seq_len: Size = 2048
-    """Longest prompt and completion together, in tokens, ≥ 2. As sequence_len of train.yaml."""
+    seq_len: Tokens = 2048
+    """Longest prompt and completion together, in tokens, 2 to 16,777,216. As sequence_len of train.yaml."""
     max_steps: Size | None = None
     """Optimiser steps in all, ≥ 1. As max_steps of train.yaml; one of the two must be set."""
     max_async_level: Annotated[Count, Field(le=1024)] = 1
@@ -128,7 +131,7 @@ class OrchConfig(ConfigModel):
     """Prompts drawn in place of groups that were dropped (equal rewards, failures), at most, as a multiple of a
     step's groups, 0 to 10,000. 0 = off: a step trains on what is left.
     """
-    output_dir: LocalPath = "outputs/run_default"
+    output_dir: LocalFolder = "outputs/run_default"
     """Folder of metrics, logs, plots, checkpoints and the final model or adapter. If unset, output_dir of
     train.yaml.
     """

@@ -22,6 +22,7 @@ INTRODUCTION = """\
 A job is one YAML file for pretraining and fine-tuning (`train.yaml`), three for GRPO (`train.yaml`, `infer.yaml`,
 `orch.yaml`). `surogate config check FILE…` validates them and prints what they resolve to.
 
+- Whole numbers go up to 1,000,000,000, unless their key says otherwise.
 - A key that is not known is an error that names the nearest known one. A key that is known and not supported yet is an
   error too. Some keys tune engines that this is not: they are accepted with a warning. Both are listed at the end.
 - Files follow YAML 1.2: `2e-4` is a number; only `true` and `false` are booleans. A key must not be there twice.

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from surogate.config.base import ConfigModel, Float, Seed, Size, one_of, problem, refuse, shown
+from surogate.config.base import ConfigModel, Float, Seed, Tokens, one_of, problem, refuse, shown
 
 CHANGES = "changes the sampler's distribution in a way that training does not reproduce"
 NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -54,7 +54,7 @@ class SamplingConfig(ConfigModel):
 
     block: ClassVar[str] = "sampling."
 
-    max_tokens: Size | None = None
+    max_tokens: Tokens | None = None
     """Longest completion in tokens, ≥ 1, less than seq_len. null = what the prompt leaves of seq_len."""
     temperature: Temperature = 1.0
     """Temperature, 0.01 to 2: greedy sampling has nothing to learn from."""

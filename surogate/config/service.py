@@ -81,7 +81,7 @@ class ServiceSettings(BaseSettings):
     max_message_bytes: int = Field(64 * MIB, ge=MIB, le=2**31 - 1)
     """Largest message taken or sent, in bytes."""
 
-    max_concurrent_rpcs: int = Field(1024, ge=1)
+    max_concurrent_rpcs: int = Field(1024, ge=1, le=1_000_000)
     """Calls handled at once, three of four of them streams that are followed without end (WatchJob, ReadLogs); more
     are refused with RESOURCE_EXHAUSTED. Health checks do not count."""
 

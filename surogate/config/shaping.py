@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from surogate.config.base import ConfigModel, Count, Float, Fraction, Positive, Seed, Size, Text, problem, refuse
+from surogate.config.base import ConfigModel, Count, Float, Fraction, Positive, Seed, Text, Tokens, problem, refuse
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*[:.][A-Za-z_]\w*")
 
@@ -109,7 +109,7 @@ class FilterConfig(ConfigModel):
     """gibberish: tokens with higher ids are rare, ≥ 0."""
     logprob_offset: Float = 2.0
     """gibberish: a token is too unlikely when its logprob is below −log(vocabulary) − this."""
-    window: Size = 3000
-    """repetition: tokens in a row, ≥ 1."""
+    window: Tokens = 3000
+    """repetition: tokens in a row, 1 to 16,777,216."""
     prob_threshold: Annotated[Float, Field(gt=0, lt=1)] = 0.99
     """repetition: probability above which a token is sure, 0 to 1."""

@@ -11,7 +11,7 @@ from surogate.config.base import (
     NOT_YET,
     ConfigModel,
     Count,
-    LocalPath,
+    LocalFile,
     Positive,
     Text,
     fail,
@@ -46,7 +46,7 @@ class ReportingKeys(ConfigModel):
     """Trackers to report to: tensorboard, wandb, mlflow, one or a list; `none` or null = none. metrics.jsonl is always
     written.
     """
-    log_file: LocalPath | None = None
+    log_file: LocalFile | None = None
     """File to which a line is added for each step and evaluation; a relative path starts at output_dir."""
     wandb_project: Text | None = None
     """Project at Weights & Biases, and experiment at MLflow. null = Surogate."""
@@ -97,8 +97,8 @@ class NoiseScheduler(ConfigModel):
     """Standard deviation in the second stage, > 0."""
     sigma_end: Positive = 5e-4
     """Standard deviation in the last stage, > 0."""
-    num_stages: Annotated[int, Field(ge=2)] = 10
-    """Equal stages of the run, ≥ 2: one without noise, then from sigma_start to sigma_end by equal factors."""
+    num_stages: Annotated[int, Field(ge=2, le=10_000)] = 10
+    """Equal stages of the run, 2 to 10,000: one without noise, then from sigma_start to sigma_end by equal factors."""
 
 
 class GrpoKeys(ConfigModel):
@@ -106,8 +106,8 @@ class GrpoKeys(ConfigModel):
 
     loss: LossConfig = LossConfig()
     """The policy loss: a block with `type` and that type's settings."""
-    max_async_level: Count = 1
-    """Steps that generation may run ahead of training, ≥ 0. 0 = strictly on-policy. Also in orch.yaml."""
+    max_async_level: Annotated[Count, Field(le=1024)] = 1
+    """Steps that generation may run ahead of training, 0 to 1024. 0 = strictly on-policy. Also in orch.yaml."""
     doc_masking: bool = True
     """Keep attention inside each rollout of a packed sequence."""
     single_sample_bins: bool = False

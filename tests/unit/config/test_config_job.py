@@ -425,6 +425,7 @@ def test_trackers_need_the_metrics_file() -> None:
         ("rollouts_per_example", 2048, 1024),
         ("max_async_level", 2**53, 1024),
         ("refill_rounds", 2**53, 10000),
+        ("seq_len", 2**25, 2**24),
         ("oversampling_factor", 1e300, 100),
         ("sampling", {"temperature": 2.5}, 2),
         ("client", {"timeout": 1e10}, 1000000),
@@ -442,3 +443,10 @@ def test_numbers_that_no_job_can_live_up_to_are_refused(key: str, value: Any, mo
         resolve_job(config)
     assert [violation.field for violation in caught.value.violations] == [name]
     assert f"must be {most} or less" in str(caught.value)
+
+
+def test_a_folder_that_is_refused_is_said_of_the_file_that_names_it() -> None:
+    orch = {"env": [{"id": "reverse-text"}], "rollouts_per_example": 4, "output_dir": "/"}
+    with pytest.raises(ConfigError) as caught:
+        resolve_job({"kind": "grpo", "train": {"model": "m", "max_steps": 1}, "infer": {}, "orch": orch})
+    assert [violation.field for violation in caught.value.violations] == ["orch.output_dir"]

@@ -45,11 +45,11 @@ def dataset(**keys: Any) -> dict[str, Any]:
         ({"sequence_len": 1.5}, "sequence_len: must be a whole number, got 1.5"),
         ({"sequence_len": "1024"}, "sequence_len: must be a whole number, got '1024'"),
         ({"sequence_len": True}, "sequence_len: must be a whole number, got true"),
-        ({"max_steps": 0}, "max_steps: must be -1 or a whole number of 1 or more, got 0"),
-        ({"max_steps": -2}, "max_steps: must be -1 or a whole number of 1 or more, got -2"),
+        ({"max_steps": 0}, "max_steps: must be -1 or a whole number of 1 to 1000000000, got 0"),
+        ({"max_steps": -2}, "max_steps: must be -1 or a whole number of 1 to 1000000000, got -2"),
         (
             {"dataloader_num_workers": "many"},
-            "dataloader_num_workers: must be auto or a whole number of 0 or more, got 'many'",
+            "dataloader_num_workers: must be auto or a whole number of 0 to 1024, got 'many'",
         ),
         ({"train_seed": -1}, "train_seed: must be 0 or more, got -1"),
         ({"train_seed": 2**32}, "train_seed: must be 4294967295 or less, got 4294967296"),
@@ -235,7 +235,7 @@ def test_infer(change: dict[str, Any], message: str) -> None:
         ({"eval": {"env": []}}, "eval.env: must have at least 1 item(s), got []"),
         (
             {"eval": {"env": [{"id": "e"}], "num_examples": 0}},
-            "eval.num_examples: must be -1 or a whole number of 1 or more, got 0",
+            "eval.num_examples: must be -1 or a whole number of 1 to 1000000, got 0",
         ),
         ({"model": "m"}, "model: must be a mapping (lines of `key: value`), got 'm'"),
     ],

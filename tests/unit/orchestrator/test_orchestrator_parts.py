@@ -59,6 +59,14 @@ def test_output_dir(tmp_path: Path) -> None:
     assert output_dir_of(both, resolved("grpo"), tmp_path, "j") == tmp_path / "b"
 
 
+def test_a_relative_folder_may_not_be_one_of_the_system_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/usr")
+    with pytest.raises(ConfigError, match=r"train\.output_dir: is /, where other files lie"):
+        output_dir_of({"train": {"output_dir": ".."}}, resolved("sft"), None, "j")
+    with pytest.raises(ConfigError, match=r"train\.output_dir: is /usr/x, and /usr belongs to the system"):
+        output_dir_of({"train": {"output_dir": "x"}}, resolved("sft"), None, "j")
+
+
 @pytest.mark.parametrize("value", ["/etc", "../x", "a/../../x"])
 def test_paths_outside_of_the_output_root_are_refused(tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigError) as caught:
