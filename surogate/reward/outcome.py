@@ -11,15 +11,22 @@ from surogate.telemetry.log import get_logger
 from surogate.v1 import reward_pb2
 
 Outcome = reward_pb2.Score | SurogateError
+Plain = Outcome | float
+"""An outcome, where a reward alone may stand for a score with nothing else: a message less for almost every rollout."""
 
 _log = get_logger("reward")
 
 
-def outcome_of(value: object) -> Outcome:
+def score_of(outcome: Plain) -> Outcome:
+    """The outcome as a message."""
+    return reward_pb2.Score(reward=outcome) if isinstance(outcome, float) else outcome
+
+
+def outcome_of(value: object) -> Plain:
     """The outcome for what a scorer returned or raised for one rollout."""
     match value:
         case float() if is_reward(value):  # what almost all scorers give
-            return reward_pb2.Score(reward=value)
+            return value
         case SurogateError():
             return value
         case Exception():
@@ -32,11 +39,12 @@ def outcome_of(value: object) -> Outcome:
             score = reward_pb2.Score(reward=float(value))
         case _:
             return InternalError(f"scoring gave a {type(value).__name__}, which is neither a number nor a Score")
-    wrong = next((item for item in (score.reward, *score.components.values()) if not is_reward(item)), None)
+    parts = score.components.values() if len(score.components) else ()  # even an empty map is slow to go through
+    wrong = next((item for item in (score.reward, *parts) if not is_reward(item)), None)
     return score if wrong is None else InternalError(f"scoring gave {why_not(wrong)}, which no reward can be")
 
 
-def group_outcomes(value: object, count: int) -> list[Outcome]:
+def group_outcomes(value: object, count: int) -> list[Plain]:
     """The outcomes for what a scorer returned or raised for a whole group."""
     if isinstance(value, Exception):
         return [outcome_of(value)] * count

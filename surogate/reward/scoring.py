@@ -21,7 +21,7 @@ from surogate.reward.base import AnyEnvironment
 from surogate.reward.composite import Composite
 from surogate.reward.episode import Episode
 from surogate.reward.lane import AsyncCall, Lane
-from surogate.reward.outcome import Outcome, group_outcomes, outcome_of
+from surogate.reward.outcome import Plain, group_outcomes, outcome_of, score_of
 from surogate.reward.threads import Call, Run, Threads
 from surogate.telemetry.log import get_logger
 from surogate.v1 import reward_pb2
@@ -62,7 +62,7 @@ class ScoringPool:
         example: reward_pb2.Example,
         rollouts: Sequence[reward_pb2.Rollout],
         item_timeout: float,
-    ) -> list[Outcome]:
+    ) -> list[Plain]:
         """Scores `rollouts` in order; each item has `item_timeout` seconds from the moment that it starts.
 
         An environment that scores groups has that time for the group. Raises UnavailableError when too many scorers
@@ -74,7 +74,7 @@ class ScoringPool:
                 for part in environment.parts(args)
             ]
             by_part = await asyncio.gather(*scored)
-            return [environment.combine(args, outcomes) for outcomes in zip(*by_part, strict=True)]
+            return [environment.combine(args, list(map(score_of, found))) for found in zip(*by_part, strict=True)]
         run = self._awaited if environment.is_async else self._threaded
         if environment.scores_groups:
             call = functools.partial(environment.score_group, args, example, list(rollouts))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
-from surogate.errors import InvalidInputError, UnimplementedError, Violation
+from surogate.errors import InvalidInputError, SurogateError, UnimplementedError, Violation
 from surogate.reward import metrics
 from surogate.reward.base import AnyEnvironment, Split
 from surogate.reward.episode import answer_message, episode_of
-from surogate.reward.outcome import Outcome
+from surogate.reward.outcome import Plain
 from surogate.reward.registry import Registry
 from surogate.reward.scoring import ScoringPool
 from surogate.rpc.status import to_status
@@ -59,13 +59,13 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
             raise InvalidInputError(f"a group has 1 to {self._max_group} rollouts, not {len(request.rollouts)}")
         given = request.item_timeout if request.HasField("item_timeout") else None
         timeout = _seconds(given, "item_timeout", self._item_timeout)
-        with metrics.GROUPS_IN_FLIGHT.track_inprogress(), metrics.GROUP_SECONDS.labels(environment.id).time():
+        series = metrics.of_environment(environment.id)
+        with metrics.GROUPS_IN_FLIGHT.track_inprogress(), series.seconds.time():
             outcomes = await self._pool.score(environment, args, request.example, request.rollouts, timeout)
-        scored = sum(isinstance(outcome, reward_pb2.Score) for outcome in outcomes)
-        metrics.ROLLOUTS.labels(environment.id, "scored").inc(scored)
-        metrics.ROLLOUTS.labels(environment.id, "failed").inc(len(outcomes) - scored)
-        results = [_result(item.rollout_id, out) for item, out in zip(request.rollouts, outcomes, strict=True)]
-        return reward_pb2.ScoreRolloutsResponse(results=results)
+        failed = sum(isinstance(outcome, SurogateError) for outcome in outcomes)
+        series.scored.inc(len(outcomes) - failed)
+        series.failed.inc(failed)
+        return _response(request.rollouts, outcomes)
 
 
 class EnvironmentServicer(reward_pb2_grpc.EnvironmentServiceServicer):
@@ -128,7 +128,17 @@ async def _off_loop(items: Iterator[ItemT]) -> AsyncIterator[ItemT]:
             yield item
 
 
-def _result(rollout_id: str, outcome: Outcome) -> reward_pb2.RolloutResult:
-    if isinstance(outcome, reward_pb2.Score):
-        return reward_pb2.RolloutResult(rollout_id=rollout_id, score=outcome)
-    return reward_pb2.RolloutResult(rollout_id=rollout_id, error=to_status(outcome))
+def _response(rollouts: Sequence[reward_pb2.Rollout], outcomes: Sequence[Plain]) -> reward_pb2.ScoreRolloutsResponse:
+    response = reward_pb2.ScoreRolloutsResponse()
+    # Results are filled in where they stand: made apart and then copied in, they took four times as long.
+    add = response.results.add
+    for rollout, outcome in zip(rollouts, outcomes, strict=True):
+        result = add()
+        result.rollout_id = rollout.rollout_id
+        if isinstance(outcome, float):
+            result.score.reward = outcome
+        elif isinstance(outcome, SurogateError):
+            result.error.CopyFrom(to_status(outcome))
+        else:
+            result.score.CopyFrom(outcome)
+    return response

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 from surogate.telemetry import log
@@ -16,12 +16,13 @@ def caller() -> str:
     return _caller.get()
 
 
-@contextmanager
-def calling(name: str) -> Iterator[None]:
+def calling(name: str) -> AbstractContextManager[None]:
     """Makes `name` the caller for the length of a `with` block, in what is logged too."""
-    if not name:
-        yield
-        return
+    return _calling(name) if name else nullcontext()
+
+
+@contextmanager
+def _calling(name: str) -> Iterator[None]:
     token = _caller.set(name)
     try:
         with log.bound(client=name):

@@ -4,18 +4,20 @@ default deadline, metrics, log context, and the translation of exceptions to ric
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import grpc
+from prometheus_client import Gauge, Histogram
 
 from surogate import errors
 from surogate.rpc.auth import TokenSource, check_token
 from surogate.rpc.caller import calling
 from surogate.rpc.context import bound_from_metadata
-from surogate.rpc.deadlines import Deadlines, deadline_of
+from surogate.rpc.deadlines import deadline_of
 from surogate.rpc.status import code_of, fitted, to_status, trailing_metadata
 from surogate.telemetry import metrics, tracing
 from surogate.telemetry.log import get_logger
@@ -54,10 +56,11 @@ class CallGuard:
         """Runs its body as the call `method` (`/package.Service/Method`). What the body raises ends the call."""
         code = grpc.StatusCode.OK
         start = time.perf_counter()
-        service, _, name = method.lstrip("/").partition("/")
+        in_flight = _in_flight(method)
+        in_flight.inc()
         try:
-            with metrics.RPC_IN_FLIGHT.labels(service, name).track_inprogress():
-                async with self._policy(method, context):
+            with self._admitted(method, _metadata(context)):
+                async with self._deadline(method, context):
                     yield
         except grpc.aio.AbortError:
             code = grpc.StatusCode.UNKNOWN  # the servicer chose a status by itself
@@ -69,23 +72,27 @@ class CallGuard:
             code = code_of(error)
             await _abort(context, method, error)
         finally:
-            metrics.RPC_SECONDS.labels(service, name, code.name).observe(time.perf_counter() - start)
+            in_flight.dec()
+            _seconds(method, code.name).observe(time.perf_counter() - start)
 
-    @asynccontextmanager
-    async def _policy(self, method: str, context: ServerContext) -> AsyncIterator[None]:
-        metadata = _metadata(context)
+    @contextmanager
+    def _admitted(self, method: str, metadata: Mapping[str, str]) -> Iterator[None]:
+        """A call of somebody who may make it, in its place among the calls at once; health is everybody's."""
         if method.startswith(_OPEN):
-            async with self._deadline(method, context):
-                yield
+            yield
             return
         name = check_token(metadata.get("authorization"), self._tokens.tokens())
         with calling(name), bound_from_metadata(metadata), tracing.server_span(method, metadata):
-            async with self._slot(endless=self._default(method) is None), self._deadline(method, context):
+            endless = self._default(method) is None
+            self._take_slot(endless)
+            try:
                 yield
+            finally:
+                self._in_flight -= 1
+                self._followed -= endless
 
-    @asynccontextmanager
-    async def _slot(self, *, endless: bool) -> AsyncIterator[None]:
-        """A place among the calls at once. Those that never end by themselves leave some for the others: whoever
+    def _take_slot(self, endless: bool) -> None:
+        """Takes a place among the calls at once. Those that never end by themselves leave some for the others: whoever
         watches must not keep out who wants to cancel."""
         if self._in_flight >= self._max_concurrent:
             raise errors.BusyError(f"{self._max_concurrent} calls are being handled already; try again")
@@ -96,18 +103,18 @@ class CallGuard:
             )
         self._in_flight += 1
         self._followed += endless
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            self._followed -= endless
+
+    def _deadline(self, method: str, context: ServerContext) -> AbstractAsyncContextManager[None]:
+        default = self._default(method)
+        if default is not None and context.time_remaining() is not None:
+            return nullcontext()  # gRPC itself ends the call when the caller's own deadline passes
+        return self._limited(default)
 
     @asynccontextmanager
-    async def _deadline(self, method: str, context: ServerContext) -> AsyncIterator[None]:
-        given = context.time_remaining()  # gRPC itself ends the call when the caller's own deadline passes
-        default = self._default(method)
+    async def _limited(self, default: float | None) -> AsyncIterator[None]:
+        """The method's default deadline; without one, the end of the server's draining."""
         try:
-            async with asyncio.timeout(default if given is None else None) as timeout:
+            async with asyncio.timeout(default) as timeout:
                 if default is None:
                     self._endless.add(timeout)
                     if self._draining:
@@ -125,11 +132,21 @@ class CallGuard:
             self._endless.discard(timeout)
 
     def _default(self, method: str) -> float | None:
-        return deadline_of(method, self._overrides(method), self._default_deadline)
+        if method in self.deadlines:
+            return self.deadlines[method]
+        return deadline_of(method, {}, self._default_deadline)
 
-    def _overrides(self, method: str) -> Deadlines:
-        name = method.rpartition("/")[2]
-        return {name: self.deadlines[method]} if method in self.deadlines else {}
+
+@functools.cache  # looking a series up by its labels takes a lock and several microseconds
+def _in_flight(method: str) -> Gauge:
+    service, _, name = method.lstrip("/").partition("/")
+    return metrics.RPC_IN_FLIGHT.labels(service, name)
+
+
+@functools.cache
+def _seconds(method: str, code: str) -> Histogram:
+    service, _, name = method.lstrip("/").partition("/")
+    return metrics.RPC_SECONDS.labels(service, name, code)
 
 
 def _metadata(context: ServerContext) -> Mapping[str, str]:

@@ -165,16 +165,21 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # no 
 
     def __init__(self, guard: CallGuard) -> None:
         self._guard = guard
+        self._handlers: dict[str, _Handler] = {}
+        """By method, of those that there are: handlers are added before the server starts, and never changed."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler:
+        method = str(handler_call_details.method)
+        if method in self._handlers:
+            return self._handlers[method]
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return handler
-        return _guarded(handler, str(handler_call_details.method), self._guard)
+        if handler is not None:
+            handler = self._handlers[method] = _guarded(handler, method, self._guard)
+        return handler
 
 
 class _Malformed:

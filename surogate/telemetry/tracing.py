@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from surogate.telemetry.log import get_logger
@@ -71,19 +71,20 @@ def span(name: str, **attributes: Value) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[None]:
+def server_span(method: str, metadata: Mapping[str, str]) -> AbstractContextManager[None]:
     """A call that is handled, `/package.Service/Method`, as a part of what its caller traces."""
-    if _tracer is None:
-        yield
-        return
+    return nullcontext() if _tracer is None else _server_span(_tracer, method, metadata)
+
+
+@contextmanager
+def _server_span(tracer: Tracer, method: str, metadata: Mapping[str, str]) -> Iterator[None]:
     from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     service, _, name = method.lstrip("/").partition("/")
     attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
     parent = TraceContextTextMapPropagator().extract(metadata)
-    with _tracer.start_as_current_span(f"{service}/{name}", parent, SpanKind.SERVER, attributes):
+    with tracer.start_as_current_span(f"{service}/{name}", parent, SpanKind.SERVER, attributes):
         yield
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator_svc.grpo.groups import Rollout
 from surogate.errors import DataLossError, SurogateError
@@ -36,13 +36,11 @@ def take_rewards(
         raise DataLossError(f"environment {environment}: the reward service {what}", reason=reason)
     scored, problem = [], ""
     for rollout, result in zip(rollouts, response.results, strict=True):
-        found = _problem(result)
+        found = _taken(rollout, result)
         if found:
             problem = problem or f"environment {environment}: {found}"
-            continue
-        rollout.reward = result.score.reward
-        rollout.components = dict(result.score.components)
-        scored.append(rollout)
+        else:
+            scored.append(rollout)
     return scored, problem
 
 
@@ -62,21 +60,28 @@ def _mismatch(asked: Sequence[str], answered: Sequence[str]) -> tuple[str, str]:
     return "WRONG_ORDER", "answered in another order than it was asked in"
 
 
-def _problem(result: reward_pb2.RolloutResult) -> str:
-    match result.WhichOneof("outcome"):
-        case "score":
-            return _wrong_score(result.rollout_id, result.score)
-        case "error":
-            return f"rollout {result.rollout_id} could not be scored: {words_of(from_status(result.error))}"
-    return f"rollout {result.rollout_id} was answered with neither a score nor an error"
+def _taken(rollout: Rollout, result: reward_pb2.RolloutResult) -> str:
+    """Fills in the score if it is one; else returns what is wrong."""
+    outcome = result.WhichOneof("outcome")
+    if outcome == "error":
+        return f"rollout {rollout.rollout_id} could not be scored: {words_of(from_status(result.error))}"
+    if outcome is None:
+        return f"rollout {rollout.rollout_id} was answered with neither a score nor an error"
+    score = result.score
+    reward, parts = score.reward, score.components
+    components = dict(parts) if len(parts) else {}  # a map of protobuf is slow to look into, even an empty one
+    wrong = _wrong_score(rollout.rollout_id, reward, components)
+    if not wrong:
+        rollout.reward, rollout.components = reward, components
+    return wrong
 
 
-def _wrong_score(rollout: str, score: reward_pb2.Score) -> str:
-    if not is_reward(score.reward):
-        return f"the reward of rollout {rollout} is {why_not(score.reward)}"
-    if len(score.components) > MAX_COMPONENTS:
-        return f"the reward of rollout {rollout} has {len(score.components)} components, more than {MAX_COMPONENTS}"
-    for name, value in score.components.items():
+def _wrong_score(rollout: str, reward: float, components: Mapping[str, float]) -> str:
+    if not is_reward(reward):
+        return f"the reward of rollout {rollout} is {why_not(reward)}"
+    if len(components) > MAX_COMPONENTS:
+        return f"the reward of rollout {rollout} has {len(components)} components, more than {MAX_COMPONENTS}"
+    for name, value in components.items():
         if len(name) > MAX_COMPONENT_NAME:
             return f"a component of rollout {rollout} has a name of {len(name)} characters"
         if not is_reward(value):

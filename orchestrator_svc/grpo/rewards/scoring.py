@@ -137,14 +137,15 @@ class Scorer:
         )
         request.item_timeout.CopyFrom(_duration(spec.timeout))
         for rollout in rollouts:
-            request.rollouts.add(
+            sent = request.rollouts.add(
                 rollout_id=rollout.rollout_id,
                 completion=rollout.text,
                 num_tokens=rollout.num_sampled,
                 finish_reason=rollout.finish_reason,
-                messages=rollout.messages,
-                state=rollout.state if rollout.messages else None,
             )
+            if rollout.messages:
+                sent.messages.extend(rollout.messages)
+                sent.state.CopyFrom(rollout.state)
 
         async def call(service: Environment) -> reward_pb2.ScoreRolloutsResponse:
             stub = await service.endpoint.reward()
