@@ -164,8 +164,8 @@ class PrecisionKeys(ConfigModel):
     """Number formats of training."""
 
     recipe: Annotated[Literal["bf16", "fp8_hybrid", "nvfp4"], spelled(RECIPES)] = "bf16"
-    """Format of matrix products: bf16 (float32 with torch_dtype float32), or fp8_hybrid (E4M3, gradients E5M2; a GPU of
-    compute capability 8.9 or above, and torchao; PT and SFT). nvfp4 is refused by the trainer, which says what to use.
+    """Format of matrix products: bf16 (float32 with torch_dtype float32); fp8_hybrid (E4M3, gradients E5M2; a GPU of
+    compute capability 8.9 or above, and torchao); or nvfp4 (a GPU of 10.0 or above). The latter two: PT and SFT.
     """
     master_dtype: Format | None = None
     """Dtype of the weights that are trained, in memory: fp32, or bf16 (full fine-tuning and PT on one GPU), which takes
@@ -178,9 +178,9 @@ class PrecisionKeys(ConfigModel):
     hand.
     """
     skip_quant_first_layers: Annotated[Count, Field(le=10_000)] = 0
-    """First layers that are left as they are, 0 to 10,000 (QLoRA and fp8_hybrid)."""
+    """First layers that are left as they are, 0 to 10,000 (QLoRA, fp8_hybrid, nvfp4)."""
     skip_quant_last_layers: Annotated[Count, Field(le=10_000)] = 0
-    """Last layers that are left as they are, 0 to 10,000 (QLoRA and fp8_hybrid). The output head always is."""
+    """Last layers that are left as they are, 0 to 10,000 (QLoRA, fp8_hybrid, nvfp4). The output head always is."""
 
     @model_validator(mode="after")
     def _formats_fit(self) -> Self:

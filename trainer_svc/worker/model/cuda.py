@@ -16,6 +16,7 @@ from trainer_svc.worker.device.compiler import can_compile
 from trainer_svc.worker.model.attention import LARGEST_HEAD
 from trainer_svc.worker.model.precision import Precision
 from trainer_svc.worker.model.spread import decoder_layers
+from trainer_svc.worker.nvfp4.linear import Nvfp4Linear
 from trainer_svc.worker.quantized.linear import QuantizedLinear
 
 COMPILED_SHAPES = 64
@@ -35,11 +36,12 @@ def compile_layers(model: PreTrainedModel, train: TrainConfig, precision: Precis
     """Has the decoder layers compiled when they are first called; None where it is not done.
 
     It is for half precision, where attention goes through kernels that take documents of any length; weights that are
-    decoded on the fly and recomputation that picks operations are left to PyTorch as they are.
+    decoded on the fly, products in NVFP4 and recomputation that picks operations are left to PyTorch as they are.
     """
     if model.device.type != "cuda" or precision.autocast is None or not _suits_kernels(model):
         return None
-    if train.recompute == "selective" or any(isinstance(layer, QuantizedLinear) for layer in model.modules()):
+    left = (QuantizedLinear, Nvfp4Linear)
+    if train.recompute == "selective" or any(isinstance(layer, left) for layer in model.modules()):
         return None
     if not can_compile():
         _log.warning("there is no C compiler (gcc, clang, or $CC), so that layers are not compiled; training is slower")

@@ -5,7 +5,6 @@ What a format decodes to *is* the base model: forward, backward, merge and what 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -14,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from surogate.config.train import TrainConfig
+from trainer_svc.worker.quantized import e2m1
 from trainer_svc.worker.quantized.bitsandbytes_library import load_bitsandbytes
 
 Parts = dict[str, torch.Tensor]
@@ -146,14 +146,14 @@ class Nvfp4:
     def encode(self, weight: torch.Tensor) -> Parts:
         """The matrix scale lets the largest block scale be E4M3's largest; 256 where it may grow by a half."""
         largest = torch.maximum(weight.amax(), -weight.amin()).float()
-        matrix_scale = largest / (E2M1_MAX * (256.0 if self.four_over_six else E4M3_MAX))
+        matrix_scale = largest / (e2m1.LARGEST * (256.0 if self.four_over_six else E4M3_MAX))
         matrix_scale = torch.where(matrix_scale > 0, matrix_scale, 1.0)
         blocks = -(-weight.shape[1] // self.block)
         packed = torch.empty((weight.shape[0], blocks * self.block // 2), dtype=torch.uint8, device=weight.device)
         scales = torch.empty((weight.shape[0], blocks), dtype=torch.uint8, device=weight.device)
         for rows in _slices(weight, 1):
             codes, scale = self._encode_rows(weight[rows].float(), matrix_scale)
-            packed[rows] = codes[:, ::2] | codes[:, 1::2] << 4
+            packed[rows] = e2m1.packed(codes)
             scales[rows] = scale.view(torch.uint8)
         return {"weight": packed, "scale": scales, "matrix_scale": matrix_scale.reshape(1)}
 
@@ -161,11 +161,11 @@ class Nvfp4:
         """Codes [rows, in] and scales [rows, blocks]."""
         blocks = _padded(weight, 1, self.block).reshape(len(weight), -1, self.block)
         largest = blocks.abs().amax(-1)
-        codes, scale = _encode_blocks(blocks, largest / E2M1_MAX / matrix_scale, matrix_scale)
+        codes, scale = _encode_blocks(blocks, largest / e2m1.LARGEST / matrix_scale, matrix_scale)
         if self.four_over_six:
             other_codes, other_scale = _encode_blocks(blocks, largest / 4.0 / matrix_scale, matrix_scale)
             error, other = (
-                (_e2m1_values(c) * (s.float() * matrix_scale)[..., None] - blocks).square().sum(-1)
+                (e2m1.decoded(c) * (s.float() * matrix_scale)[..., None] - blocks).square().sum(-1)
                 for c, s in ((codes, scale), (other_codes, other_scale))
             )
             better = other < error
@@ -177,15 +177,10 @@ class Nvfp4:
         """Value times both scales, in float32."""
         packed = parts["weight"]
         byte = torch.arange(256, device=packed.device)
-        pairs = _e2m1_values(torch.stack([byte & 15, byte >> 4], -1))  # what each byte means, [256, 2]
+        pairs = e2m1.decoded(e2m1.unpacked(byte[:, None]))  # what each byte means, [256, 2]
         scale = parts["scale"].view(E4M3).float() * parts["matrix_scale"]
         values = pairs[packed.int()].view(len(packed), -1, self.block) * scale[..., None]
         return values.flatten(1)[:, : shape[1]].to(dtype)
-
-
-E2M1_MAX = 6.0
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Magnitudes of E2M1 by code; bit 3 is the sign."""
 
 
 def _encode_blocks(
@@ -194,21 +189,7 @@ def _encode_blocks(
     """Codes [out, blocks, 16] and E4M3 scales [out, blocks] for the scales that would be exact."""
     smallest = torch.finfo(E4M3).smallest_normal / 8  # the smallest subnormal: a block is never divided by 0
     stored = scale.clamp(smallest, E4M3_MAX).to(E4M3)
-    return _e2m1_codes(blocks / (stored.float() * matrix_scale)[..., None]), stored
-
-
-def _e2m1_codes(values: torch.Tensor) -> torch.Tensor:
-    """The nearest code, ties to the even one, beyond 6 that of 6; uint8."""
-    middles = torch.tensor([(low + high) / 2 for low, high in itertools.pairwise(_E2M1)], dtype=torch.float32)
-    odd = torch.arange(len(middles)) % 2 == 1  # a tie above an odd code goes up: the middle itself is beyond the edge
-    edges = torch.where(odd, torch.nextafter(middles, torch.zeros(())), middles).to(values.device)
-    codes = torch.bucketize(values.abs(), edges).to(torch.uint8)
-    return codes | (values < 0).to(torch.uint8) << 3
-
-
-def _e2m1_values(codes: torch.Tensor) -> torch.Tensor:
-    table = torch.tensor([*_E2M1, *(-value for value in _E2M1)], dtype=torch.float32, device=codes.device)
-    return table[codes.long()]
+    return e2m1.nearest(blocks / (stored.float() * matrix_scale)[..., None]), stored
 
 
 def _slices(weight: torch.Tensor, multiple: int) -> Iterator[slice]:

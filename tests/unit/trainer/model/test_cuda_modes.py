@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from surogate.config.train import TrainConfig
 from surogate.telemetry import metrics as names
 from tests.helpers.models.engine import open_engine
 from tests.helpers.models.tiny import make_tiny_model
+from tests.helpers.trainer.rank_program import emulated_recipe
 from trainer_svc.worker.model.batch import Document, collate
+from trainer_svc.worker.nvfp4.operand import Operand, Weight, rows
+from trainer_svc.worker.nvfp4.product import by_card
+from trainer_svc.worker.nvfp4.proof import ODD, fault_of
 from trainer_svc.worker.optim.optimizer import Optimizer
 from trainer_svc.worker.optim.schedule import Schedule
 from trainer_svc.worker.quantized.storage import Fp8, Nf4, Nvfp4, Storage
@@ -192,6 +197,39 @@ def test_fp8_products_on_a_card_are_those_of_the_emulation() -> None:
     assert loss == pytest.approx(expected, rel=5e-3)
     for name, gradient in gradients.items():  # a float8 next to its neighbour is an eighth away: few may be
         assert torch.nn.functional.cosine_similarity(found[name].flatten(), gradient.flatten(), dim=0) > 0.95, name
+
+
+@pytest.mark.parametrize("make", [rows, lambda matrix: Weight.of(matrix).along_out()])
+def test_rounding_to_nvfp4_on_a_card_is_that_of_a_cpu(make: Callable[[torch.Tensor], Operand]) -> None:
+    matrix = torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
+    here, there = make(matrix), make(matrix.to(CUDA))
+    assert torch.equal(there.scale.cpu(), here.scale)
+    assert torch.equal(there.scales.view(torch.uint8).cpu(), here.scales.view(torch.uint8))
+    assert torch.equal(there.codes.cpu(), here.codes)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_emulated_nvfp4_trains_on_a_card_as_bfloat16(model: Path, texts: Path, tmp_path: Path, lora: bool) -> None:
+    plain = losses_of(tmp_path / "bf16", model, texts, lora=lora)
+    with emulated_recipe():
+        found = losses_of(tmp_path / "nvfp4", model, texts, lora=lora, recipe="nvfp4")
+    assert found == pytest.approx(plain, rel=0.05)
+    assert found[-1] < 0.9 * found[0]
+
+
+@needs(10, 0)
+def test_nvfp4_products_of_a_card_are_exact_but_for_adding_up() -> None:
+    assert fault_of(by_card, CUDA, [ODD, (1, 32, 32), (4096, 1024, 3072), (777, 4096, 64)]) is None
+
+
+@needs(10, 0)
+@pytest.mark.parametrize("lora", [True, False])
+def test_nvfp4_products_train_as_bfloat16_ones(model: Path, texts: Path, tmp_path: Path, lora: bool) -> None:
+    plain = losses_of(tmp_path / "bf16", model, texts, lora=lora)
+    found = losses_of(tmp_path / "nvfp4", model, texts, lora=lora, recipe="nvfp4")
+    assert found == pytest.approx(plain, rel=0.05)
+    assert found != plain
+    assert found[-1] < 0.9 * found[0]
 
 
 def test_the_command_line_trains_on_a_card(model: Path, texts: Path, tmp_path: Path) -> None:

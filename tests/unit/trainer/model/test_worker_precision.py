@@ -138,7 +138,7 @@ def test_a_master_in_bfloat16_needs_a_model_that_computes_in_it(folder: Path, tm
             "needs a GPU of compute capability 8.9 or above .* and torchao, and",
             "qlora_fp8",
         ),
-        ("nvfp4", "computes on GPUs of compute capability 10.0 and above", "qlora_fp4"),
+        ("nvfp4", r"needs a GPU of compute capability 10.0 or above \(Blackwell\), and", "qlora_fp4"),
     ],
 )
 def test_recipes_without_their_hardware_are_refused_before_anything_is_read(
