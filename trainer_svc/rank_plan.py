@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError, Violation
+from surogate.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RankPlan:
 
     def environments(self, node: int = 0) -> list[dict[str, str]]:
         """Variables, as torchrun sets them, of the processes of a node. Cores are divided among them."""
-        host, port = self.address or ("127.0.0.1", _free_port())
+        host, port = self.address or ("127.0.0.1", free_port())
         shared = {
             "WORLD_SIZE": str(self.local * self.nodes),
             "LOCAL_WORLD_SIZE": str(self.local),
@@ -71,9 +71,3 @@ def count_gpus(environment: Mapping[str, str] = os.environ) -> int:
     if named is not None:
         return len([device for device in named.split(",") if device.strip() not in ("", "-1")])
     return len([path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -73,7 +73,7 @@ def test_interrupting_once_saves_and_ends(shell: SftShell) -> None:
     process = shell.start("sft", shell.config(max_steps=10_000, save_steps=10_000), FAKE_STEP_SECONDS="0.05")
     until_step(process, 5)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "stopping: the job saves what it can" in out and "cancelled" in out
     assert list((shell.folder / "out").glob("checkpoint-*"))
@@ -88,7 +88,7 @@ def test_interrupting_twice_ends_at_once(shell: SftShell) -> None:
     process.send_signal(signal.SIGINT)
     assert any(line.startswith("stopping") for line in process.stdout)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 130 and "stopped at once" in err
     shell.wait_until(lambda: not shell.processes())
 
@@ -123,7 +123,7 @@ def test_a_killed_orchestrator_is_started_again(shell: SftShell) -> None:
     until_step(process, 7)
     for pid in shell.processes("orchestrator_svc"):
         os.kill(pid, signal.SIGKILL)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert "the orchestrator ended (exit code -9); starting it again" in out
     shown = steps_shown(out)
@@ -136,5 +136,5 @@ def test_one_command_at_a_time_in_a_folder(shell: SftShell) -> None:
     code, _, err = shell.run("sft", "train.yaml")
     assert code == 1 and "another surogate command trains in" in err
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 130

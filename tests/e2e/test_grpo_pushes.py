@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from surogate.v1 import common_pb2, inference_pb2, trainer_pb2
+from surogate.v1 import inference_pb2, trainer_pb2
 from tests.helpers.inference import Replica, replica
 from tests.helpers.models.tiny import make_tiny_model
 from tests.helpers.trainer.trainer_process import TrainerProcess, trainer_process
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 
 TOLERANCE = 1e-5
 TEMPERATURE = 0.7
@@ -151,10 +151,18 @@ async def test_tokens_in_flight_over_a_push_agree_each_with_the_version_that_the
 ) -> None:
     before = await setup.trainer.checkpoint(2)
     await setup.step(3)
-    groups = [asyncio.ensure_future(setup.generate(8, 400)) for _ in range(2)]
-    await until_tokens_flow(setup.replicas[0])
+    pushed, completions = asyncio.Event(), list[inference_pb2.Completion]()
+
+    async def generate(max_tokens: int) -> None:
+        while not pushed.is_set():  # however long the push takes, it meets tokens in flight
+            completions.extend((await setup.generate(8, max_tokens)).completions)
+
+    generating = [asyncio.ensure_future(generate(max_tokens)) for max_tokens in (400, 270)]
+    await asyncio.sleep(0)  # sends them
+    await setup.replicas[0].until_tokens_flow(PROMPT)
     await setup.push(3)
-    completions = [item for group in groups for item in (await group).completions]
+    pushed.set()
+    await asyncio.gather(*generating)
 
     spans = {tuple(span.policy_version for span in item.policy_spans) for item in completions}
     assert (2, 3) in spans, spans
@@ -215,13 +223,3 @@ def one_step(step: int) -> list[trainer_pb2.TrainingSample]:
     sample.sampler_logprobs.extend([0.0, 0.0, -5.0, -5.0])
     sample.advantage, sample.temperature = 1.0, 1.0
     return [sample]
-
-
-async def until_tokens_flow(started: Replica) -> None:
-    """Returns while requests that were sent before are being generated: a later one has got tokens already."""
-    request = inference_pb2.StreamGenerateRequest(
-        tokens=inference_pb2.StreamGenerateRequest.TokenIds(ids=PROMPT),
-        sampling=common_pb2.SamplingParams(max_tokens=20, min_tokens=20),
-    )
-    async for _ in started.inference.StreamGenerate(request):
-        pass

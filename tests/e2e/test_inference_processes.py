@@ -19,7 +19,7 @@ from surogate.v1 import weights_pb2
 from tests.helpers.inference import Replica, adapter_manifest, replica
 from tests.helpers.models.tiny import make_tiny_adapter, make_tiny_model
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 
 PROMPT = list(range(10, 60))
 LONG = {"max_tokens": 400, "min_tokens": 400}
@@ -36,8 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def two(folder: Path) -> AsyncIterator[tuple[Replica, Replica]]:
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(replica(folder / "first", folder / "model"))
-        second = await stack.enter_async_context(replica(folder / "second", folder / "model"))
+        starting = [replica(folder / name, folder / "model") for name in ("first", "second")]
+        first, second = await asyncio.gather(*(stack.enter_async_context(each) for each in starting))
         yield first, second
 
 
@@ -73,7 +73,8 @@ async def test_sigterm_lets_requests_finish_and_kill_takes_the_engine_along(two:
     drained, killed = two
     engines = [_children(each) for each in two]
     request = asyncio.ensure_future(drained.generate(PROMPT, 2, **LONG))
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0)  # sends it
+    await drained.until_tokens_flow(PROMPT)
 
     drained.process.process.send_signal(signal.SIGTERM)
     killed.process.process.send_signal(signal.SIGKILL)
@@ -87,8 +88,9 @@ async def test_sigterm_lets_requests_finish_and_kill_takes_the_engine_along(two:
 
 async def test_a_replica_whose_engine_dies_says_so_and_exits(folder: Path) -> None:
     async with replica(folder / "third", folder / "model") as started:
-        request = asyncio.ensure_future(started.generate(PROMPT, 2, **LONG))
-        await asyncio.sleep(0.3)
+        request = asyncio.ensure_future(started.generate(PROMPT, 16, **LONG))
+        await asyncio.sleep(0)  # sends it
+        await started.until_tokens_flow(PROMPT)
         for child in _children(started):
             os.kill(child, signal.SIGKILL)
 

@@ -26,7 +26,7 @@ from tests.helpers.inference import (
 )
 from tests.helpers.models.tiny import make_tiny_adapter, make_tiny_model
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 
 TOLERANCE = 1e-5
 TEMPERATURE = 0.7
@@ -94,7 +94,7 @@ async def test_requests_in_flight_go_on_under_the_pushed_version(served: Served)
     await served.replica.stage("in-flight", manifest, image)
     groups = [asyncio.ensure_future(served.replica.generate(PROMPT, 4, **LONG)) for _ in range(3)]
     await asyncio.sleep(0)  # sends them
-    await _until_tokens_flow(served.replica)
+    await served.replica.until_tokens_flow(PROMPT)
 
     committed = await served.replica.commit("in-flight")
 
@@ -197,13 +197,3 @@ async def test_a_delta_replaces_tensors_of_full_weights_but_not_beneath_an_adapt
     after = await served.replica.generate(PROMPT, 2, max_tokens=20, temperature=TEMPERATURE)
     references = {3: Reference(tmp_path / "expected")}
     assert max(largest_error(references, PROMPT, item, TEMPERATURE) for item in after.completions) <= TOLERANCE
-
-
-async def _until_tokens_flow(started: Replica) -> None:
-    """Returns while requests that were sent before are being generated: a later one has got tokens already."""
-    request = inference_pb2.StreamGenerateRequest(
-        tokens=inference_pb2.StreamGenerateRequest.TokenIds(ids=PROMPT),
-        sampling=common_pb2.SamplingParams(max_tokens=20, min_tokens=20),
-    )
-    async for _ in started.inference.StreamGenerate(request):
-        pass

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from surogate.process import ServiceProcess, start_service
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.v1 import job_pb2, job_pb2_grpc
 from tests.helpers.orchestrator import Orchestrator, State, sft_config
+from tests.helpers.waiting import PATIENCE
 
 TOKEN = "secret"
 
@@ -31,7 +31,7 @@ async def orchestrator_process(
         "store-url": f"sqlite:///{folder}/jobs.db",
         "output-root": str(folder),
         "worker-modules": json.dumps({"trainer": "tests.helpers.trainer.fake_trainer"}),
-        "worker-stop-seconds": "5",
+        "worker-stop-seconds": "60",
         **flags,
     }
     arguments = [part for name, value in values.items() for part in (f"--{name}", value)]
@@ -46,7 +46,7 @@ async def orchestrator_process(
         async with open_channel(process.address, ClientSecurity(token=TOKEN)) as channel:
             yield Orchestrator(job_pb2_grpc.JobServiceStub(channel), folder), process
     finally:
-        await process.stop()
+        await process.stop(grace=PATIENCE)
 
 
 def steps_of(history: list[job_pb2.JobEvent], *, replayed: bool) -> list[int]:
@@ -129,7 +129,7 @@ async def test_sigterm_leaves_the_job_to_go_on_from_a_checkpoint(tmp_path: Path)
         job = await orchestrator.create(sft_config(max_steps=30, save_steps=1000))
         await orchestrator.until_step(job.name, 7)
         children = children_of(process.process.pid)
-        assert await process.stop() == 0
+        assert await process.stop(grace=PATIENCE) == 0
         await gone(children)
     assert list((tmp_path / "out").glob("checkpoint-*")), "the trainer saved when it was told to end"
     async with orchestrator_process(tmp_path, step_seconds=0.05) as (orchestrator, _):
@@ -164,7 +164,7 @@ async def test_a_trainer_that_always_dies_fails_the_job_with_its_last_words(tmp_
 
 
 async def test_another_orchestrator_takes_over_when_the_lease_ends(tmp_path: Path) -> None:
-    flags = {"lease-seconds": "2"}
+    flags = {"lease-seconds": "6"}
     async with orchestrator_process(tmp_path, log="one.log", step_seconds=0.05, **flags) as (one, process):
         job = await one.create(sft_config(max_steps=40, save_steps=5))
         await one.until_step(job.name, 7)
@@ -196,10 +196,3 @@ async def test_bad_settings_are_one_line_and_exit_code_2(flags: list[str]) -> No
     assert process.returncode == 2
     assert b"error: " in errors
     assert b"Traceback" not in errors
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -24,8 +24,8 @@ from tests.helpers.postgres import Postgres
 
 pytestmark = pytest.mark.slow
 
-JOBS, STEPS = 4, 60
-LEASE_SECONDS = 3.0
+JOBS, STEPS = 4, 120
+LEASE_SECONDS = 6.0
 LEFT = ("jobs", "pods", "services", "configmaps")
 
 

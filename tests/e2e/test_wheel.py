@@ -65,4 +65,4 @@ def imported_from(wheel: Path) -> subprocess.CompletedProcess[str]:
         "print(job_pb2_grpc.__file__, reward_pb2.Environment(id='x').id, worker_pb2.DESCRIPTOR.name)\n"
     )
     command = [sys.executable, "-I", "-c", program]
-    return subprocess.run(command, cwd=wheel.parent, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=wheel.parent, capture_output=True, text=True, timeout=180, check=False)

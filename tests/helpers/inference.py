@@ -26,7 +26,7 @@ from surogate.weights.manifest import build_manifest
 
 INFERENCE = "surogate.v1.InferenceService"
 TOKEN = "test-token"
-START_SECONDS = 180.0
+START_SECONDS = 600.0
 
 
 @dataclass
@@ -58,6 +58,15 @@ class Replica:
                 min_policy_version=min_policy_version,
             )
         )
+
+    async def until_tokens_flow(self, prompt: Sequence[int]) -> None:
+        """Returns while requests that were sent before are being generated: a later one has got tokens already."""
+        request = inference_pb2.StreamGenerateRequest(
+            tokens=inference_pb2.StreamGenerateRequest.TokenIds(ids=prompt),
+            sampling=common_pb2.SamplingParams(max_tokens=20, min_tokens=20),
+        )
+        async for _ in self.inference.StreamGenerate(request):
+            pass
 
     async def stage(self, update_id: str, manifest: weights_pb2.WeightManifest, image: Path) -> None:
         """Creates the update and uploads the image in one stream of small chunks."""
@@ -99,7 +108,7 @@ async def replica(folder: Path, model: Path, *arguments: str, threads: int = 1) 
             await wait_serving(channel, INFERENCE, timeout=START_SECONDS)
             yield Replica(process, channel)
     finally:
-        await process.stop()
+        await process.stop(grace=60.0)
 
 
 def adapter_manifest(directory: Path, version: int) -> tuple[weights_pb2.WeightManifest, Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+
+from surogate.ports import free_port
 
 USER = "surogate"
 
@@ -28,7 +29,7 @@ class Postgres:
     """One server. `stop` and `start` it as often as a test wants."""
 
     def __init__(self, folder: Path, bin_folder: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._folder = folder
         self._bin = bin_folder
         # PostgreSQL refuses to run as root.
@@ -70,7 +71,7 @@ class Postgres:
         command = [str(self._bin / program), "-D", str(self._folder / "data"), *arguments]
         # To a file: the server keeps what it inherits open, and a pipe would never end.
         with (self._folder / f"{program}.out").open("w") as out:
-            done = subprocess.run(command, stdout=out, stderr=out, cwd="/", timeout=60, check=False, **self._as)
+            done = subprocess.run(command, stdout=out, stderr=out, cwd="/", timeout=240, check=False, **self._as)
         assert done.returncode == 0, (self._folder / f"{program}.out").read_text()
 
 
@@ -88,9 +89,3 @@ def postgres_server(bin_folder: Path) -> Iterator[Postgres]:
                 server.stop("immediate")
     finally:
         shutil.rmtree(folder)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -34,8 +34,8 @@ class Shell:
             text=True,
         )
 
-    def run(self, *arguments: str, timeout: float = 240, **environment: str) -> tuple[int, str, str]:
-        """Runs it to its end: exit code, standard output, standard error."""
+    def run(self, *arguments: str, timeout: float | None = None, **environment: str) -> tuple[int, str, str]:
+        """Runs it to its end, for which pytest sets a time: exit code, standard output, standard error."""
         process = self.start(*arguments, **environment)
         try:
             out, err = process.communicate(timeout=timeout)

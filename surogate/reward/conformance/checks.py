@@ -18,6 +18,13 @@ _LARGE_GROUP = 256
 _LARGE_BYTES = 6 * 2**20
 _SLACK = 1.0
 """Seconds that an answer may be late before it counts as late."""
+_TRIES = 3
+"""Answers that must all be late: a busy machine delays one, and a service that keeps no time all of them."""
+_IN_TURN = 0.6
+"""Share of the time of single groups beyond which groups were scored in turn: a single one waits for the network
+too."""
+_CANCELLED_AFTER = (0.02, 0.2)
+"""Seconds after which calls are given up: some while they are read, some while they are scored."""
 
 UNICODE = (
     "Ünïcödé",
@@ -156,35 +163,38 @@ async def position(subject: Subject) -> Seen:
 async def deadline(subject: Subject) -> Seen:
     """A time that hardly any reward keeps: what is late is an error, soon."""
     texts, limit = ordinary(subject), 0.001
-    began = time.monotonic()
-    answer = await subject.ask(texts, "a group with an item_timeout of 1 ms", item_timeout=limit)
-    seconds = time.monotonic() - began
-    if seconds > limit * len(texts) + _SLACK:
-        return _fail(
-            f"with an item_timeout of 1 ms, {len(texts)} rollouts took {seconds:.1f} s",
-            "answer `error` with the code DEADLINE_EXCEEDED for a rollout that takes longer than item_timeout",
-            "ScoreRolloutsRequest.item_timeout",
-        )
-    late = answer.scored.count(False)
-    return _ok(f"with an item_timeout of 1 ms it answered in {seconds * 1000:.0f} ms, {late} of {len(texts)} errors")
+    for _ in range(_TRIES):
+        began = time.monotonic()
+        answer = await subject.ask(texts, "a group with an item_timeout of 1 ms", item_timeout=limit)
+        seconds = time.monotonic() - began
+        if seconds <= limit * len(texts) + _SLACK:
+            late, took = answer.scored.count(False), f"{seconds * 1000:.0f} ms"
+            return _ok(f"with an item_timeout of 1 ms it answered in {took}, {late} of {len(texts)} errors")
+    return _fail(
+        f"with an item_timeout of 1 ms, {len(texts)} rollouts took {seconds:.1f} s",
+        "answer `error` with the code DEADLINE_EXCEEDED for a rollout that takes longer than item_timeout",
+        "ScoreRolloutsRequest.item_timeout",
+    )
 
 
 async def cancelled(subject: Subject) -> Seen:
     """Calls that their caller gives up: the service goes on."""
     texts = ordinary(subject)
     before = await subject.ask(texts, "an ordinary group")
-    calls = [asyncio.ensure_future(subject.start(subject.request(texts * 16))) for _ in range(8)]
-    await asyncio.sleep(0.02)
-    for call in calls:
-        call.cancel()
-    await asyncio.gather(*calls, return_exceptions=True)
-    after = await subject.ask(texts, "the group after 8 cancelled calls")
+    for seconds in _CANCELLED_AFTER:
+        calls = [asyncio.ensure_future(subject.start(subject.request(texts * 16))) for _ in range(8)]
+        await asyncio.sleep(seconds)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    number = 8 * len(_CANCELLED_AFTER)
+    after = await subject.ask(texts, f"the group after {number} cancelled calls")
     if before.scored != after.scored:
         return _fail(
-            "after 8 cancelled calls other completions are scored than before",
+            f"after {number} cancelled calls other completions are scored than before",
             "free what a call holds (locks, workers, connections) when it is cancelled",
         )
-    return _ok(f"after 8 cancelled calls it answers as before, in {after.seconds * 1000:.0f} ms")
+    return _ok(f"after {number} cancelled calls it answers as before, in {after.seconds * 1000:.0f} ms")
 
 
 async def concurrency(subject: Subject) -> Seen:
@@ -202,8 +212,8 @@ async def concurrency(subject: Subject) -> Seen:
                     f"{_words(one.rewards)}",
                     "keep nothing that a call needs where other calls write (globals, fields of the servicer)",
                 )
-    one_alone = sum(answer.seconds for answer in alone) / len(alone)
-    if one_alone > 0.05 and seconds > 0.9 * one_alone * _AT_ONCE:
+    one_alone = min(answer.seconds for answer in alone)
+    if one_alone > 0.05 and seconds > _IN_TURN * one_alone * _AT_ONCE:
         return _advice(
             f"{_AT_ONCE} groups at once took {seconds:.1f} s, one after the other; one alone {one_alone:.2f} s",
             "score several groups at once (more threads or workers, asynchronous calls): jobs send up to 64",

@@ -256,7 +256,7 @@ async def test_a_kill_of_the_service_in_the_middle_of_an_episode_loses_nothing(t
     """With the real service: what it answers after the kill is what it would have answered before."""
     service = await start_service("reward_svc", log_file=tmp_path / "log")
     endpoint = Custom(service.address, ClientSecurity())
-    game = Environment("game", "guess-number", to_struct({"span": 50}), endpoint, timeout=20.0, max_turns=8)
+    game = Environment("game", "guess-number", to_struct({"span": 50}), endpoint, timeout=60.0, max_turns=8)
     scorer = Scorer({"game": game}, job="job", patience=60.0)
     try:
         first = await scorer.take_turn(game, _turn(reward_pb2.TakeTurnResponse(), "10"))

@@ -25,6 +25,7 @@ from tests.contract.grpo.test_grpo_episodes import multi_turn
 from tests.helpers.grpo.grpo_fakes import scores
 from tests.helpers.grpo.grpo_job import GrpoJob, grpo_job, job_config
 from tests.helpers.rpc import serving
+from tests.helpers.waiting import until
 
 FAKE = Needed("fake", multi_turn=False)
 
@@ -66,6 +67,10 @@ async def replace(job: GrpoJob, address: str, *, shadow: bool = False) -> None:
         job.ctx.bell.ring("job")
 
 
+async def noticed(job: GrpoJob, text: str) -> bool:
+    return text in [event.notice.text for event in await job.events()]
+
+
 def metrics(job: GrpoJob) -> list[dict[str, float]]:
     return [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -76,7 +81,7 @@ async def test_groups_of_later_steps_are_scored_by_the_new_service_and_the_ledge
         async def at_step_two(header: Any) -> None:
             if header.step == 2:
                 await replace(job, address)
-                await asyncio.sleep(0.3)
+                await until(lambda: noticed(job, f"fake is scored by {address} from now on"))
 
         fakes.hooks.on["TrainStep done"] = at_step_two
         await job.run()
@@ -88,8 +93,6 @@ async def test_groups_of_later_steps_are_scored_by_the_new_service_and_the_ledge
         assert other.groups == 4
         stored = dict(read_steps(job.folder, columns=["scored_by", "reward"]))
         assert {row["scored_by"] for row in stored[4]} == {address}
-        texts = [event.notice.text for event in await job.events() if event.HasField("notice")]
-        assert any(f"scored by {address}" in text for text in texts)
 
 
 async def test_groups_that_a_dead_service_was_asked_for_are_scored_by_the_one_that_takes_its_place(
@@ -126,8 +129,13 @@ async def test_groups_that_a_dead_service_was_asked_for_are_scored_by_the_one_th
 async def test_a_shadow_is_compared_and_never_trained_on(tmp_path: Path) -> None:
     async with other_service() as (address, other), grpo_job(tmp_path) as (job, fakes):
         await replace(job, address, shadow=True)
+
+        async def at_step_two(header: Any) -> None:
+            if header.step == 2:
+                await until(lambda: other.groups >= 2)  # training does not wait for a shadow by itself
+
+        fakes.hooks.on["TrainStep"] = at_step_two
         await job.run()
-        assert other.groups > 0
         assert {row["scored_by"] for _, rows in read_steps(job.folder) for row in rows} == {"built-in"}
         compared = [line for line in metrics(job) if line.get("shadow/fake/compared")]
         assert compared

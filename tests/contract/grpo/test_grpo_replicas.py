@@ -22,6 +22,7 @@ from surogate.weights.servicer import SERVICE as UPDATES
 from tests.helpers.grpo.grpo_fakes import FakeInference, Hooks, serving_fakes
 from tests.helpers.grpo.grpo_job import FakeWorker
 from tests.helpers.rpc import serving
+from tests.helpers.waiting import PATIENCE, until
 
 
 class ComingBack(FakeWorker):
@@ -90,7 +91,7 @@ async def test_a_push_waits_for_the_only_replica_to_come_back(one: One) -> None:
     await asyncio.sleep(0.1)
     assert not pushing.done()
     one.worker.up.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         assert (await pushing).version == 1
     assert one.inference.version == 1
 
@@ -100,11 +101,10 @@ async def test_a_replica_that_died_unseen_is_given_the_time_to_load(one: One) ->
     one.inference.restart()
     one.away, one.step = True, 1
     pushing = asyncio.create_task(one.replicas.push())
-    await asyncio.sleep(0.1)
-    assert one.replicas.all[0].stub is None, "it gets no traffic meanwhile"
+    await until(lambda: one.replicas.all[0].stub is None)  # it gets no traffic meanwhile
     one.away = False
     one.worker.up.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         assert (await pushing).num_replicas == 1
     assert one.inference.version == 1
 
@@ -119,7 +119,7 @@ async def test_a_replica_has_the_trainers_base_before_its_weights_and_its_first_
         one.inference.restart()
         one.step = 4
         one.replicas.doubt(one.replicas.all[0], one.replicas.all[0].stub)
-        async with asyncio.timeout(10), one.replicas.lease(1):
+        async with asyncio.timeout(PATIENCE), one.replicas.lease(1):
             assert (one.inference.base_id, one.inference.version) == ("job-1", 4)
         await one.replicas.close()
         channel: Any = await worker.channel()
@@ -134,7 +134,7 @@ async def test_a_replica_that_restarted_unseen_and_lost_its_base_is_brought_back
         await one.replicas.start()
         one.inference.restart()
         one.step = 1
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             assert (await one.replicas.push()).num_replicas == 1
         assert (one.inference.base_id, one.inference.version) == ("job-1", 1)
         await one.replicas.close()
@@ -146,7 +146,7 @@ async def test_a_replica_with_the_base_of_another_job_is_refused(one: One) -> No
     one.inference.base_id = "another-job"
     one.replicas.doubt(one.replicas.all[0], one.replicas.all[0].stub)
     with pytest.raises(ReplicasLostError, match=r"has been given the base another-job, .* restart the replica"):
-        async with asyncio.timeout(30), one.replicas.lease(1):
+        async with asyncio.timeout(PATIENCE), one.replicas.lease(1):
             pass
 
 
@@ -177,11 +177,11 @@ async def test_a_replica_that_serves_nothing_until_it_is_pushed_is_not_waited_fo
         server.add(weights_pb2_grpc.add_WeightUpdateServiceServicer_to_server, Updates(), UPDATES)
 
     async with serving(register) as server:
-        worker = StaticWorker("inference", 0, server.address, ClientSecurity(), 5.0)
+        worker = StaticWorker("inference", 0, server.address, ClientSecurity(), 2 * PATIENCE)
         source = trainer(ComingBack(server.address), inference)
         source.step = 2
         replicas = Replicas([worker], source)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await replicas.start()
         assert (inference.version, confirmed) == (2, [2])
         await replicas.close()

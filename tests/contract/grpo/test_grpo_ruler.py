@@ -19,7 +19,7 @@ from surogate.v1 import reward_pb2
 from tests.helpers.grpo.grpo_fakes import Fakes, scores
 from tests.helpers.grpo.grpo_job import GrpoJob, grpo_job
 
-JUDGE = EnvironmentSpec("ruler", "judge", "orch.ruler", timeout=1.0, args={"relative": True}, train=False)
+JUDGE = EnvironmentSpec("ruler", "judge", "orch.ruler", timeout=30.0, args={"relative": True}, train=False)
 
 
 def judging(job: GrpoJob, fakes: Fakes, mode: Any, *, fails: bool = False, swallow: bool = True) -> None:

@@ -235,12 +235,12 @@ async def test_an_environment_that_fails_at_the_start_is_named(tmp_path: Path) -
 
 
 async def test_a_reward_service_that_hangs_costs_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator_svc.grpo.rewards.scoring.GRACE", 0.1)
-    async with grpo_job(tmp_path, max_steps=1, item_timeout=0.1) as (job, fakes):
+    monkeypatch.setattr("orchestrator_svc.grpo.rewards.scoring.GRACE", 1.0)
+    async with grpo_job(tmp_path, max_steps=1, item_timeout=2.0) as (job, fakes):
 
         async def hang(request: reward_pb2.ScoreRolloutsRequest) -> None:
             if broken_group(request, 1):
-                await asyncio.sleep(30)
+                await asyncio.Event().wait()
 
         fakes.hooks.on["ScoreRollouts"] = hang
         await job.run()

@@ -25,7 +25,7 @@ def stored(tmp_path: Path) -> Path:
 
 def rescore(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "surogate.cli.main", "rollouts", "rescore", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
 
 
 def test_the_built_in_service_scores_again_and_says_how_far_it_agrees(stored: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from surogate.rpc.server import RpcServer
 from surogate.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from tests.helpers.fake_engine import FakeEngine, fake_files
 from tests.helpers.rpc import connected
+from tests.helpers.waiting import until
 
 SETTINGS = InferenceSettings(max_queue=4)
 
@@ -108,7 +109,7 @@ async def test_a_full_queue_asks_to_come_back(tmp_path: Path) -> None:
     engine.gate.clear()
     async with served(engine, tmp_path) as (stub, _):
         first = asyncio.ensure_future(stub.GenerateRollouts(rollouts(8)))
-        await _until(lambda: engine.running == 1)
+        await until(lambda: engine.running == 1)
         assert (await stub.GetServedModel(inference_pb2.GetServedModelRequest())).queue_length == 4
 
         with pytest.raises(errors.BusyError) as caught:
@@ -129,14 +130,16 @@ async def test_a_caller_who_leaves_frees_the_engine(tmp_path: Path) -> None:
     engine = FakeEngine()
     engine.gate.clear()
     async with served(engine, tmp_path) as (stub, _):
-        with pytest.raises(errors.DeadlineError):
-            await stub.GenerateRollouts(rollouts(2), timeout=0.2)
+        group = stub.GenerateRollouts(rollouts(2))
+        await until(lambda: engine.running == 1)
+        group.cancel()
+        await until(lambda: engine.aborted == 1)
         stream = stub.StreamGenerate(inference_pb2.StreamGenerateRequest(text="ab"))
         async for _piece in stream:
             break
-        await _until(lambda: engine.running == 1)
+        await until(lambda: engine.running == 1)
         stream.cancel()
-        await _until(lambda: engine.aborted == 2)
+        await until(lambda: engine.aborted == 2)
         assert (await stub.GetServedModel(inference_pb2.GetServedModelRequest())).queue_length == 0
 
 
@@ -175,9 +178,3 @@ async def test_scores_are_of_every_token_but_the_first(tmp_path: Path) -> None:
             request.temperature = temperature
             with pytest.raises(errors.InvalidInputError, match=r"temperature: .* must be 0\.01 to 2"):
                 await stub.ScoreTokens(request)
-
-
-async def _until(holds: Any) -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110 - the fake has no event for it
-            await asyncio.sleep(0.01)

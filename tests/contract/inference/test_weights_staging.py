@@ -23,6 +23,7 @@ from surogate.errors import (
 from surogate.v1 import weights_pb2 as pb
 from surogate.v1 import weights_pb2_grpc
 from tests.helpers.rpc import connected
+from tests.helpers.waiting import until
 from tests.helpers.weight_images import FakeReplica, make_image, replica
 
 State = pb.WeightUpdate
@@ -235,8 +236,11 @@ async def test_an_update_to_which_nothing_arrives_expires(tmp_path: Path) -> Non
     async with started(tmp_path, ttl=0.2) as (_, call):
         created = await call.create("u", make_image(tmp_path / "image"))
         assert created.expire_time.ToNanoseconds() > 0
-        await asyncio.sleep(0.4)
-        assert (await call.get("u")).state == State.STATE_ABORTED
+
+        async def aborted() -> bool:
+            return (await call.get("u")).state == State.STATE_ABORTED
+
+        await until(aborted)
 
 
 @pytest.mark.parametrize("update_id", ["", "a/b", "x" * 129])

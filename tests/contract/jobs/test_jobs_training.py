@@ -21,6 +21,7 @@ from surogate.rpc.status import from_status
 from surogate.v1 import job_pb2
 from tests.helpers.orchestrator import Orchestrator, State, orchestrating, serving_fake_trainer, sft_config
 from tests.helpers.trainer.fake_trainer import FakeTrainer
+from tests.helpers.waiting import PATIENCE
 
 
 @pytest_asyncio.fixture
@@ -36,7 +37,7 @@ async def orchestrator(tmp_path: Path, trainer: tuple[str, FakeTrainer]) -> Asyn
 
 
 def static(trainer: tuple[str, FakeTrainer]) -> dict[str, Any]:
-    return {"launcher_name": "static", "trainer_address": trainer[0], "worker_wait": 5.0}
+    return {"launcher_name": "static", "trainer_address": trainer[0], "worker_wait": 60.0}
 
 
 def steps_of(history: list[job_pb2.JobEvent], *, replayed: bool = False) -> list[int]:
@@ -211,7 +212,7 @@ async def test_an_end_that_was_written_down_is_found_again(
         with monkeypatch.context() as patch:
             patch.setattr(TrainingJob, "_forget_session", die)
             job = await one.create(sft_config(), job_id="one")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 await reached.wait()
             await one.runner.stop()
         one.runner.start()
@@ -246,8 +247,9 @@ async def test_a_trainer_that_never_comes_fails_the_job_by_name(tmp_path: Path) 
 
 
 async def test_two_orchestrators_on_one_store_run_a_job_once(tmp_path: Path, trainer: tuple[str, FakeTrainer]) -> None:
-    one = orchestrating(tmp_path, **static(trainer), identity="host-a/ns/1/1/x")
-    two = orchestrating(tmp_path, **static(trainer), identity="host-b/ns/1/1/y")
+    keeps = {"lease_seconds": 60.0, **static(trainer)}
+    one = orchestrating(tmp_path, **keeps, identity="host-a/ns/1/1/x")
+    two = orchestrating(tmp_path, **keeps, identity="host-b/ns/1/1/y")
     async with one as first, two as second:
         jobs = [await first.create(sft_config(output_dir=f"out-{i}"), job_id=f"j{i}") for i in range(4)]
         histories = await asyncio.gather(*(second.history(job.name) for job in jobs))

@@ -25,7 +25,7 @@ from tests.helpers.grpo.pools import EmptyLauncher
 from tests.helpers.orchestrator import Orchestrator, State, orchestrating, sft_config
 from tests.helpers.postgres import Postgres
 
-SOON = {"lease_seconds": 1.5}
+SOON = {"lease_seconds": 3.0}
 
 
 class Steps:
@@ -36,11 +36,14 @@ class Steps:
         self.count = count
         self.done: list[int] = []
         self.runs = 0
+        self.begins_with: asyncio.Barrier | None = None
 
     async def run(self, ctx: JobContext, pool: WorkerPool) -> None:
         """Goes on where the store says that the job is."""
         self.runs += 1
         await ctx.running()
+        if self.begins_with is not None and self.runs == 1:
+            await self.begins_with.wait()
         for step in range(ctx.step + 1, self.count + 1):
             await ctx.emit(job_pb2.StepCompleted(step=step, max_steps=self.count))
             self.done.append(step)
@@ -60,7 +63,10 @@ async def steps_of(one: Orchestrator, name: str) -> list[int]:
 
 async def test_one_of_two_orchestrators_runs_a_job(postgres: Postgres, tmp_path: Path) -> None:
     url, a, b = postgres.new_database(), Steps("a", 5), Steps("b", 5)
-    async with orchestrator(tmp_path, url, a) as first, orchestrator(tmp_path, url, b) as second:
+    both = asyncio.Barrier(2)
+    a.begins_with = b.begins_with = both  # the first job of each: none has done all before the other has looked
+    keeps = {"lease_seconds": 6.0, "max_running_jobs": 1}
+    async with orchestrator(tmp_path, url, a, **keeps) as first, orchestrator(tmp_path, url, b, **keeps) as second:
         names = [(await first.create(sft_config(output_dir=f"out-{i}"))).name for i in range(6)]
         for name in names:
             assert await steps_of(second, name) == [1, 2, 3, 4, 5]
@@ -80,13 +86,14 @@ async def test_the_other_one_takes_over_after_a_death(postgres: Postgres, tmp_pa
             job = await first.create(sft_config())
             await first.until_step(job.name, 3)
             dead = first.runner
-            for task in [*dead._tasks, *(task for _, task in dead._running.values())]:
+            tasks = [*dead._tasks, *(task for _, task in dead._running.values())]
+            for task in tasks:
                 task.cancel()  # as a host that is gone: its lease is not given back
-            await asyncio.sleep(0.1)
-            reached = list(a.done)
+            await asyncio.wait(tasks)
+            reached = (await first.get(job.name)).step
             second.runner.start()
             assert await steps_of(second, job.name) == list(range(1, 31))
-            assert b.done == list(range(max(reached) + 1, 31)), "the second goes on where the first was"
+            assert b.done == list(range(reached + 1, 31)), "the second goes on where the first was"
             dead._running.clear()
 
 

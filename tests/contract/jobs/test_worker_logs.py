@@ -42,7 +42,7 @@ async def test_static_workers_have_their_logs_elsewhere_and_are_not_scaled(tmp_p
     async with serving_fake_trainer(step_seconds=0.05) as (address, _):
         settings = {"launcher_name": "static", "trainer_address": address}
         async with orchestrating(tmp_path, **settings) as orchestrator:
-            job = await orchestrator.create(sft_config(max_steps=50))
+            job = await orchestrator.create(sft_config(max_steps=5000))
             await orchestrator.until_step(job.name, 1)
             [line] = await logs(orchestrator, job.name)
             assert line.text == "[no more: trainer-0 is run by somebody else, who has its log]"

@@ -26,13 +26,14 @@ from tests.helpers.cluster.kube import Cluster, write_kubeconfig
 from tests.helpers.cluster.kube_jobs import GrpoPods, TrainerPods, reinforcing_on, training_on
 from tests.helpers.cluster.kube_server import ApiServer, Object, Request, StatusError
 from tests.helpers.orchestrator import Orchestrator, sft_config
+from tests.helpers.waiting import PATIENCE, until
 
 State = job_pb2.Job
 SCHEDULED = {"type": "PodScheduled", "status": "True"}
 
 
 @asynccontextmanager
-async def talking(folder: Path, patience: float = 5.0) -> AsyncIterator[tuple[ApiServer, Api]]:
+async def talking(folder: Path, patience: float = 60.0) -> AsyncIterator[tuple[ApiServer, Api]]:
     """An API server, and a client of it."""
     async with ApiServer().serving() as server:
         client = Api(
@@ -55,16 +56,9 @@ async def mirroring(client: Api) -> AsyncIterator[Mirror]:
         await mirror.close()
 
 
-async def until(met: Callable[[], Any], seconds: float = 10.0) -> Any:
-    async with asyncio.timeout(seconds):
-        while not (found := met()):  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.02)
-    return found
-
-
-async def told(orchestrator: Orchestrator, job: str, text: str, seconds: float = 15.0) -> str:
+async def told(orchestrator: Orchestrator, job: str, text: str) -> str:
     """The first notice that says so."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(PATIENCE):
         async for event in orchestrator.watch(job):
             if text in event.notice.text:
                 return event.notice.text
@@ -100,7 +94,7 @@ async def test_throttling_and_faults_of_the_server_are_waited_out(tmp_path: Path
         StatusError(503, "ServiceUnavailable", "apiserver not ready"),
         StatusError(504, "Timeout", "Too large resource version"),
     ]
-    async with talking(tmp_path, patience=20.0) as (server, client):
+    async with talking(tmp_path, patience=60.0) as (server, client):
         server.refuses = lambda request: answers.pop(0) if answers else None
         assert await client.create(CONFIG_MAP, {"metadata": {"name": "a"}})
         assert not answers
@@ -428,12 +422,12 @@ async def test_a_replica_on_a_node_that_is_away_is_replaced(tmp_path: Path, impa
 
 async def test_a_queue_takes_as_long_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time to be ready in begins when there is room to run in."""
-    monkeypatch.setattr(incarnations.RestartedWorker.ready, "__defaults__", (1.0,))
+    monkeypatch.setattr(incarnations.RestartedWorker.ready, "__defaults__", (5.0,))
     monkeypatch.setattr(worker, "_LOOK_SECONDS", 0.1)
     async with training_on(tmp_path) as (orchestrator, cluster):
         job = await orchestrator.create({**sft_config(), "cluster": {"queue": "research"}}, job_id="one")
         await told(orchestrator, job.name, "waits for quota in the queue research")
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(6.0)
         assert (await orchestrator.get(job.name)).state == State.STATE_STARTING
         [made] = cluster.api.objects["jobs"].values()
         cluster.api.change_spec("jobs", made["metadata"]["name"], suspend=False)
@@ -452,8 +446,12 @@ async def test_a_job_that_its_queue_preempts_says_so_and_goes_on(tmp_path: Path)
         cluster.api.change_spec("jobs", made["metadata"]["name"], suspend=True)
         cluster.api.begin_deletion("pods", cluster.pod("trainer"))
         await cluster.until(lambda: not cluster.pods)
-        await asyncio.sleep(0.5)
-        assert (await orchestrator.get(job.name)).workers[0].status_message == "waits for quota in the queue research"
+
+        async def waits() -> bool:
+            worker = (await orchestrator.get(job.name)).workers[0]
+            return worker.status_message == "waits for quota in the queue research"
+
+        await until(waits)
         cluster.api.change_spec("jobs", made["metadata"]["name"], suspend=False)
         again = "trainer-0 had to give its place up, and waits for quota in the queue research; it runs again"
         assert again in notices(await orchestrator.history(job.name))
@@ -463,7 +461,7 @@ async def test_a_job_that_its_queue_preempts_says_so_and_goes_on(tmp_path: Path)
 async def test_an_image_that_cannot_be_pulled_is_named_when_time_is_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incarnations.RestartedWorker.ready, "__defaults__", (1.0,))
+    monkeypatch.setattr(incarnations.RestartedWorker.ready, "__defaults__", (5.0,))
     async with training_on(tmp_path) as (orchestrator, cluster):
         name, pod = await held(orchestrator, cluster)
         waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "manifest unknown"}}
@@ -472,4 +470,4 @@ async def test_an_image_that_cannot_be_pulled_is_named_when_time_is_up(
         )
         ended = await orchestrator.ended(name)
         assert ended.state == State.STATE_FAILED
-        assert "not ready within 1 s: cannot pull the image r/x:1: manifest unknown" in ended.status_message
+        assert "not ready within 5 s: cannot pull the image r/x:1: manifest unknown" in ended.status_message

@@ -21,6 +21,7 @@ from tests.helpers.cluster.kube_jobs import GrpoPods, TrainerPods, reinforcing_o
 from tests.helpers.grpo.grpo_fakes import FakeReward
 from tests.helpers.grpo.grpo_job import job_config
 from tests.helpers.orchestrator import Orchestrator, orchestrating, sft_config
+from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("api_server")
 State = job_pb2.Job
@@ -121,7 +122,7 @@ async def test_why_a_pod_waits_reaches_who_watches(tmp_path: Path) -> None:
         message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available: 3 No."
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
         cluster.set_status(pod, conditions=[condition])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             async for event in orchestrator.watch(job.name):
                 if "cannot be scheduled" in event.notice.text:
                     break
@@ -145,7 +146,7 @@ async def test_quota_is_told_from_the_jobs_events(tmp_path: Path) -> None:
         event = {"metadata": {"name": "e"}, "reason": "FailedCreate", "message": message}
         about = {"kind": "Job", "namespace": cluster.api.namespace, "uid": made["metadata"]["uid"]}
         cluster.api.add("events", {**event, "involvedObject": about})
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             async for told in orchestrator.watch(job.name):
                 if "over the quota gpus" in told.notice.text:
                     break
@@ -158,7 +159,7 @@ async def test_a_queued_job_names_its_queue_and_starts_when_it_is_admitted(tmp_p
         if cluster.api.is_dated:
             pytest.skip("this API server is too old for suspended Jobs")
         job = await orchestrator.create({**sft_config(), "cluster": {"queue": "research"}}, job_id="one")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             async for event in orchestrator.watch(job.name):
                 if "waits for quota in the queue research" in event.notice.text:
                     break
@@ -182,7 +183,7 @@ async def test_a_deadline_fails_the_job_in_words(tmp_path: Path) -> None:
 
 
 async def logs(orchestrator: Orchestrator, name: str, **request: Any) -> list[tuple[str, str]]:
-    call = orchestrator.stub.ReadLogs(job_pb2.ReadLogsRequest(name=name, **request), timeout=30)
+    call = orchestrator.stub.ReadLogs(job_pb2.ReadLogsRequest(name=name, **request), timeout=PATIENCE)
     return [(line.worker, line.text) async for line in call]
 
 

@@ -17,6 +17,7 @@ from surogate.v1 import job_pb2
 from tests.helpers.cluster.kube import TEMPLATE, Cluster
 from tests.helpers.cluster.kube_jobs import TrainerPods, training_on
 from tests.helpers.orchestrator import Orchestrator, orchestrating, sft_config
+from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("api_server")
 State = job_pb2.Job
@@ -332,14 +333,15 @@ async def test_missing_rights_are_told_in_the_api_servers_words(tmp_path: Path) 
 async def test_a_slow_api_server_holds_nobody_up(tmp_path: Path) -> None:
     """Calls wait in threads of their own: the orchestrator answers its clients meanwhile."""
     async with training_on(tmp_path) as (orchestrator, cluster):
-        cluster.api.slow = 0.5
+        cluster.api.hangs = True
         job = await orchestrator.create(sft_config(), job_id="one")
-        answers = 0
-        while (await orchestrator.get(job.name)).state != State.STATE_SUCCEEDED:
-            answers += 1
+        await orchestrator.until(job.name, State.STATE_STARTING)
+        for _ in range(10):
+            assert (await orchestrator.get(job.name)).state == State.STATE_STARTING
             await asyncio.sleep(0.02)
-        assert answers > 10
-        cluster.api.slow = 0.0
+        cluster.api.hangs = False
+        ended = await orchestrator.ended(job.name)
+        assert ended.state == State.STATE_SUCCEEDED, ended.status_message
         await nothing_left(cluster)
 
 
@@ -355,6 +357,6 @@ def test_an_orchestrator_without_a_cluster_does_not_start(tmp_path: Path) -> Non
     ]
     environment = {**os.environ, "HOME": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
     environment.pop("KUBERNETES_SERVICE_HOST", None)
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert ran.returncode == 2
     assert "kubeconfig: there is no way to the cluster" in ran.stderr and "Traceback" not in ran.stderr

@@ -34,6 +34,7 @@ from tests.helpers.cluster.kube import write_kubeconfig
 from tests.helpers.cluster.kube_cluster import GIVEN, NOT_GIVEN, OLDEST, STRICT, RealCluster
 from tests.helpers.cluster.kube_server import ApiServer
 from tests.helpers.orchestrator import sft_config
+from tests.helpers.waiting import PATIENCE
 
 TEMPLATES = Path(__file__).parents[3] / "k8s" / "base" / "pod-templates"
 
@@ -67,9 +68,9 @@ async def server(real: RealCluster | None, tmp_path: Path) -> AsyncIterator[Serv
             namespace=namespace,
             kubeconfig=kubeconfig,
             pod_templates=TEMPLATES,
-            api_patience=30.0,
+            api_patience=60.0,
         )
-        api = Api(namespace, kubeconfig=kubeconfig, patience=30.0)
+        api = Api(namespace, kubeconfig=kubeconfig, patience=60.0)
         await api.open()
         stack.push_async_callback(api.close)
         yield Server(settings, api)
@@ -114,7 +115,7 @@ async def test_what_is_made_is_taken_adopted_and_deleted(
         for spec in SPECS:
             await pool.start(spec)
         made: dict[str, str] = {}
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while len(made) < 8:
                 await asyncio.sleep(0.1)
                 made = await kept(server)
@@ -125,12 +126,12 @@ async def test_what_is_made_is_taken_adopted_and_deleted(
         pool = await second.open(job_of(tmp_path, **cluster))
         workers = [await pool.start(spec) for spec in SPECS]
         queued = "waits for quota in the queue research"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while any(worker.status_message != queued for worker in workers):  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.1)
         assert await kept(server) == made
         await pool.stop()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             while await kept(server):  # noqa: ASYNC110 - finalizers take what they take
                 await asyncio.sleep(0.2)
 

@@ -22,6 +22,7 @@ from orchestrator_svc.launchers.kubernetes.mirror import Mirror
 from surogate.errors import AlreadyExistsError, InvalidInputError, NotFoundError, PermissionDeniedError, SurogateError
 from tests.helpers.cluster.kube import write_kubeconfig
 from tests.helpers.cluster.kube_server import ApiServer, Object
+from tests.helpers.waiting import PATIENCE
 
 FOLDER = Path(__file__).parents[2] / "data" / "kubernetes"
 READ: set[str] = set()
@@ -183,7 +184,7 @@ async def replaying(folder: Path, watches: dict[str, list[Object]], answer: web.
     await site.start()
     port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
     client = Api(
-        "contract", kubeconfig=write_kubeconfig(folder / "kubeconfig", f"http://127.0.0.1:{port}"), patience=5.0
+        "contract", kubeconfig=write_kubeconfig(folder / "kubeconfig", f"http://127.0.0.1:{port}"), patience=60.0
     )
     await client.open()
     try:
@@ -202,7 +203,7 @@ async def test_the_recorded_watches_are_followed_to_their_ends(tmp_path: Path) -
         mirror = Mirror(client, "", kinds=(JOB, POD))
         mirror.start()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while (job := mirror.job("susp")) is None or words.how_ended(job, []) is None or mirror.job("ok"):
                     await mirror.changed().wait()
             assert not mirror.trouble
@@ -210,7 +211,7 @@ async def test_the_recorded_watches_are_followed_to_their_ends(tmp_path: Path) -
             for name in ("dead", "huge", "susp"):
                 final = recorded(f"job-final-{name}")["body"]
                 assert (mirror.job(name) or {})["status"] == final["status"]
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE):
                 while len(mirror.items(POD)) > 4:
                     await mirror.changed().wait()
             [huge] = mirror.pods(mirror.job("huge") or {})

@@ -33,7 +33,7 @@ async def reconciling(folder: Path, orchestrator: Orchestrator, cluster: Cluster
         pytest.skip("this API server is older than all that TrainingJobs are for")
     assert orchestrator.settings is not None and orchestrator.database is not None
     kubeconfig = write_kubeconfig(folder / "kubeconfig", cluster.api.url)
-    api = Api(cluster.api.namespace, kubeconfig=kubeconfig, patience=10.0)
+    api = Api(cluster.api.namespace, kubeconfig=kubeconfig, patience=60.0)
     reconciler = Reconciler(orchestrator.settings, api, orchestrator.database, orchestrator.servicer)
     await reconciler.start()
     try:
@@ -83,7 +83,7 @@ async def test_a_resource_becomes_a_job_and_tells_how_it_is(tmp_path: Path) -> N
         reasons = [event["reason"] for event in events]
         assert reasons[0] == "Queued" and "Running" in reasons and "CheckpointSaved" in reasons
         assert {event["involvedObject"]["uid"] for event in events} == {resource["metadata"]["uid"]}
-        assert not cluster.pods, "the job has ended, the resource stays"
+        await cluster.until(lambda: not cluster.pods)  # the job has ended, the resource stays
 
 
 async def test_a_deleted_resource_cancels_its_job_and_leaves_nothing(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ async def test_applying_the_same_again_changes_nothing(tmp_path: Path) -> None:
         apply(cluster, spec)
         await cluster.until(lambda: status(cluster).get("state") == "Succeeded")
         assert spec_of(cluster) == spec, "nothing is put into what somebody keeps in a repository"
-        await asyncio.sleep(1.5)
+        await nothing_left(cluster)
         before = len([one for one in cluster.api.requests if one.method != "GET"])
         await asyncio.sleep(3.5)
         assert len([one for one in cluster.api.requests if one.method != "GET"]) == before

@@ -46,7 +46,7 @@ def test_what_init_writes_works_after_pip_install(tmp_path: Path) -> None:
     python = virtual_environment(tmp_path / "venv")
     project = tmp_path / "my-env"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index"]
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(project)], check=True, timeout=120)
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(project)], check=True, timeout=240)
     tests = subprocess.run(
         [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=project, capture_output=True, text=True
     )
@@ -61,7 +61,7 @@ def test_what_init_writes_works_after_pip_install(tmp_path: Path) -> None:
 
 def virtual_environment(folder: Path) -> Path:
     """A virtual environment that sees what this one has; returns its Python."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=240)
     (site,) = folder.glob("lib/python*/site-packages")
     # As a folder of packages, so that what is installed there for editing is seen too.
     (site / "outer.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")

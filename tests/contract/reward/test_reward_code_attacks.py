@@ -452,10 +452,11 @@ async def test_a_service_that_is_not_root_is_as_safe(monkeypatch: pytest.MonkeyP
     programs = [_filled(PRINTING[name], {"{secret}": "/nowhere"}) for name in names]
     tests = [{"input": "", "output": "DONE"}]
     async with reward_stub(Code(3), item_timeout=120) as stub:
-        honest = "print('DONE')"
-        request = group("code", *programs, honest, args=ARGS, fields={"tests": tests})
-        *found, last = outcomes(await stub.ScoreRollouts(request, timeout=280))
-    assert len(names) > 10 and last == 1.0
+        request = group("code", *programs, args=ARGS, fields={"tests": tests})
+        found = outcomes(await stub.ScoreRollouts(request, timeout=280))
+        honest = group("code", "print('DONE')", args=ARGS | {"timeout": 20}, fields={"tests": tests})
+        assert outcomes(await stub.ScoreRollouts(honest)) == [1.0]
+    assert len(names) > 10
     assert {name: reward for name, reward in zip(names, found, strict=True) if reward != 0.0} == {}
 
 

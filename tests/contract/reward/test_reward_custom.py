@@ -42,7 +42,7 @@ def test_it_is_short_and_needs_only_the_stubs_and_grpcio() -> None:
 
 
 def test_it_says_what_it_rewards(stub: Any) -> None:
-    (environment,) = stub.ListEnvironments(reward_pb2.ListEnvironmentsRequest(), timeout=10).environments
+    (environment,) = stub.ListEnvironments(reward_pb2.ListEnvironmentsRequest(), timeout=120).environments
     assert environment.id == "vowels"
 
 
@@ -50,7 +50,7 @@ def test_it_answers_every_rollout_in_order(stub: Any) -> None:
     texts = ["aeiou", "abcd", "123", "xyz"]
     rollouts = [reward_pb2.Rollout(rollout_id=str(i), completion=text) for i, text in enumerate(texts)]
     request = reward_pb2.ScoreRolloutsRequest(environment="vowels", rollouts=rollouts)
-    results = stub.ScoreRollouts(request, timeout=10).results
+    results = stub.ScoreRollouts(request, timeout=120).results
     assert [result.rollout_id for result in results] == ["0", "1", "2", "3"]
     assert [result.score.reward for result in results] == [1.0, 0.25, 0.0, 0.0]
     assert [result.WhichOneof("outcome") for result in results] == ["score", "score", "error", "score"]
@@ -60,7 +60,7 @@ def test_it_answers_every_rollout_in_order(stub: Any) -> None:
 def test_it_refuses_what_it_does_not_know(stub: Any) -> None:
     request = reward_pb2.ScoreRolloutsRequest(environment="consonants")
     with pytest.raises(grpc.RpcError, match="there is vowels"):
-        stub.ScoreRollouts(request, timeout=10)
+        stub.ScoreRollouts(request, timeout=120)
 
 
 @pytest.mark.parametrize(

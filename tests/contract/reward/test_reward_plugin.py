@@ -39,7 +39,7 @@ async def test_an_installed_environment_is_served_by_its_id(tmp_path: Path) -> N
     (source / "pyproject.toml").write_text(PROJECT)
     (source / "my_env.py").write_text(MODULE)
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    await asyncio.to_thread(subprocess.run, [*install, "--target", str(site), str(source)], check=True, timeout=120)
+    await asyncio.to_thread(subprocess.run, [*install, "--target", str(site), str(source)], check=True, timeout=240)
 
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
     service = await start_service("reward_svc", log_file=tmp_path / "log", environment={"PYTHONPATH": path})

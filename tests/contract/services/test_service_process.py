@@ -20,6 +20,7 @@ from surogate.process import ServiceProcess, last_lines, start_service
 from surogate.rpc import health
 from surogate.rpc.channel import ClientSecurity, open_channel
 from surogate.v1 import job_pb2, job_pb2_grpc
+from tests.helpers.waiting import PATIENCE, until
 
 TOY = "tests.helpers.toy_service"
 JOBS = "surogate.v1.JobService"
@@ -32,13 +33,13 @@ async def started(tmp_path: Path, *arguments: str, token: str | None = None) -> 
     try:
         yield service
     finally:
-        await service.stop(grace=5.0)
+        await service.stop(grace=PATIENCE)
 
 
 async def test_a_started_service_announces_itself_and_answers(tmp_path: Path) -> None:
     async with started(tmp_path, token="secret") as service:
         async with open_channel(service.address, ClientSecurity(token="secret")) as channel:
-            await health.wait_serving(channel, JOBS, timeout=10)
+            await health.wait_serving(channel, JOBS, timeout=PATIENCE)
             job = await job_pb2_grpc.JobServiceStub(channel).GetJob(REQUEST)
         assert job.name == f"jobs/{service.announcement.pid}"
         url = f"http://{service.announcement.metrics_address}/metrics"
@@ -55,7 +56,7 @@ async def test_sigterm_lets_calls_in_flight_finish_and_ends_watches(tmp_path: Pa
             watch = stub.WatchJob(job_pb2.WatchJobRequest())
             assert (await watch.read()).sequence == 1
             call = asyncio.create_task(_get(stub))
-            await asyncio.sleep(0.3)
+            await said(service, "GetJob waits")
             service.process.send_signal(signal.SIGTERM)
             with pytest.raises(UnavailableError) as caught:
                 await watch.read()
@@ -63,8 +64,13 @@ async def test_sigterm_lets_calls_in_flight_finish_and_ends_watches(tmp_path: Pa
             assert (await call).name.startswith("jobs/")
             with pytest.raises(UnavailableError):
                 await stub.GetJob(REQUEST)
-        assert await asyncio.wait_for(service.process.wait(), 10) == 0
+        assert await asyncio.wait_for(service.process.wait(), PATIENCE) == 0
     assert mark.read_text() == "clean"
+
+
+async def said(service: ServiceProcess, text: str) -> None:
+    """Waits until a line of the service's log has the text."""
+    await until(lambda: text in service.log_file.read_text())
 
 
 async def _get(stub: job_pb2_grpc.JobServiceAsyncStub) -> job_pb2.Job:
@@ -77,19 +83,21 @@ async def test_a_second_sigint_exits_at_once(tmp_path: Path) -> None:
         open_channel(service.address, ClientSecurity()) as channel,
     ):
         call = asyncio.create_task(_get(job_pb2_grpc.JobServiceStub(channel)))
-        await asyncio.sleep(0.3)
+        await said(service, "GetJob waits")
         service.process.send_signal(signal.SIGINT)
-        await asyncio.sleep(0.3)
+        await said(service, "draining")
         assert service.process.returncode is None, "it waits for the call"
         service.process.send_signal(signal.SIGINT)
-        assert await asyncio.wait_for(service.process.wait(), 10) == 130
+        assert await asyncio.wait_for(service.process.wait(), PATIENCE) == 130
         with pytest.raises(UnavailableError):
             await call
 
 
 async def test_a_failure_while_serving_ends_the_process_with_an_error(tmp_path: Path) -> None:
     async with started(tmp_path, "--fail", "later") as service:
-        assert await asyncio.wait_for(service.process.wait(), 10) == 1
+        async with open_channel(service.address, ClientSecurity()) as channel:
+            await job_pb2_grpc.JobServiceStub(channel).GetJob(REQUEST)
+        assert await asyncio.wait_for(service.process.wait(), PATIENCE) == 1
     assert "the engine died" in last_lines(service.log_file)
 
 
@@ -114,13 +122,9 @@ async def test_a_service_dies_with_its_parent(tmp_path: Path) -> None:
     """)
     command = [sys.executable, "-c", program, str(tmp_path / "toy.log")]
     parent = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-    said, _ = await parent.communicate()
+    pid = int((await parent.communicate())[0])
     assert parent.returncode == -signal.SIGKILL
-    for _ in range(100):
-        if not _alive(int(said)):
-            return
-        await asyncio.sleep(0.1)
-    pytest.fail("the service outlived its parent by 10 s")
+    await until(lambda: not _alive(pid))
 
 
 def _alive(pid: int) -> bool:
@@ -133,7 +137,7 @@ def _alive(pid: int) -> bool:
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "SUROGATE_TOY_LOG_FORMAT": "text"}
     command = [sys.executable, "-m", TOY, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment)
 
 
 @pytest.mark.parametrize(

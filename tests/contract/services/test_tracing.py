@@ -85,7 +85,7 @@ async def test_a_service_sends_its_spans_under_its_name(tmp_path: Path) -> None:
         service = await start_service(TOY, log_file=tmp_path / "log", environment=environment)
         try:
             async with open_channel(service.address, ClientSecurity()) as channel:
-                await health.wait_serving(channel, "surogate.v1.JobService", timeout=10)
+                await health.wait_serving(channel, "surogate.v1.JobService", timeout=60)
                 await job_pb2_grpc.JobServiceStub(channel).GetJob(job_pb2.GetJobRequest(name="jobs/x"))
         finally:
             assert await service.stop() == 0
@@ -98,7 +98,7 @@ async def test_a_collector_that_is_away_delays_nothing(tmp_path: Path) -> None:
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
     service = await start_service(TOY, log_file=tmp_path / "log", environment=environment)
     async with open_channel(service.address, ClientSecurity()) as channel:
-        await job_pb2_grpc.JobServiceStub(channel).GetJob(job_pb2.GetJobRequest(name="jobs/x"), timeout=10)
+        await job_pb2_grpc.JobServiceStub(channel).GetJob(job_pb2.GetJobRequest(name="jobs/x"), timeout=60)
     assert await service.stop(grace=30.0) == 0
 
 

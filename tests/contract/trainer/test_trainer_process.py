@@ -17,6 +17,7 @@ from surogate.rpc.channel import open_channel
 from surogate.v1 import trainer_pb2 as trainer
 from surogate.v1 import trainer_pb2_grpc
 from tests.helpers.trainer.trainer_front import ID, Front
+from tests.helpers.waiting import PATIENCE, until
 
 
 @asynccontextmanager
@@ -32,7 +33,7 @@ async def process(folder: Path) -> AsyncIterator[tuple[ServiceProcess, Front]]:
         async with open_channel(service.address) as channel:
             yield service, Front(trainer_pb2_grpc.TrainerServiceStub(channel), folder / "output", scratch=None)
     finally:
-        await service.stop(grace=10)
+        await service.stop(grace=PATIENCE)
 
 
 async def first_step(front: Front) -> None:
@@ -42,14 +43,12 @@ async def first_step(front: Front) -> None:
             return
 
 
-async def gone(pid: int) -> bool:
-    """Whether a process ends within ten seconds."""
-    for _ in range(200):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        await asyncio.sleep(0.05)
+def gone(pid: int) -> bool:
+    """Whether a process has ended."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
     return False
 
 
@@ -58,7 +57,7 @@ async def test_sigterm_saves_what_runs_and_leaves_nothing(tmp_path: Path) -> Non
         await front.ready("pt", max_steps=10**6)
         await front.stub.StartSession(trainer.StartSessionRequest(session_id=ID))
         await first_step(front)
-        assert await service.stop(grace=30) == 0
+        assert await service.stop(grace=PATIENCE) == 0
     assert list((tmp_path / "output").glob("checkpoint-*"))
     assert not list((tmp_path / "shm").iterdir())
 
@@ -71,9 +70,10 @@ async def test_a_worker_does_not_outlive_a_killed_front(tmp_path: Path, busy: bo
         request = trainer.PushWeightsRequest(session_id=ID, version=1, targets=["127.0.0.1:9"])
         calls = [front.stub.PushWeights(request, timeout=30), *([front.train(2, ids=("hang",))] if busy else [])]
         outcomes = asyncio.gather(*calls, return_exceptions=True)
-        await asyncio.sleep(0.5)
+        if busy:
+            await front.until_begun(2)
         service.process.kill()
-        assert await gone(pid)
+        await until(lambda: gone(pid))
         await outcomes
     assert not list((tmp_path / "shm").glob("*/v1"))
 

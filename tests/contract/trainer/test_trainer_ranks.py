@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from surogate.ports import free_port
 from surogate.rpc.status import from_status
 from surogate.v1 import trainer_pb2 as trainer
 from surogate.weights.memory import SHM
@@ -85,10 +85,7 @@ async def test_two_nodes_meet_where_the_environment_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     make_tiny_model(tmp_path / "model", layers=1, hidden=32)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     for name, value in meeting.items():
         monkeypatch.setenv(name, value)
     further = {"NODE_RANK": "1", "NUM_NODES": "2", "GPUS_PER_NODE": "1"}
@@ -101,7 +98,7 @@ async def test_two_nodes_meet_where_the_environment_says(
             await front.stub.DeleteSession(trainer.DeleteSessionRequest(session_id=ID))
             if command is SERVICE:
                 node.terminate()
-            assert await asyncio.wait_for(node.wait(), 30) == 0
+            assert await asyncio.wait_for(node.wait(), 120) == 0
     finally:
         if node.returncode is None:
             node.kill()

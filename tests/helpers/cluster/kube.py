@@ -22,6 +22,7 @@ from tests.helpers.cluster.kube_cluster import RealCluster
 from tests.helpers.cluster.kube_real import RealApi
 from tests.helpers.cluster.kube_server import ApiServer, Object
 from tests.helpers.rpc import serving
+from tests.helpers.waiting import until
 
 PORT = 50051
 Register = Callable[[Object, RpcServer], None]
@@ -107,12 +108,9 @@ class Cluster:
         """The newest pod of a worker."""
         return self.api.find("pods", component=component, index=str(index))[-1]
 
-    async def until(self, met: Callable[[], Any], seconds: float = 20.0) -> Any:
+    async def until(self, met: Callable[[], Any]) -> Any:
         """Waits until something about the cluster is so, and returns it."""
-        async with asyncio.timeout(seconds):
-            while not (found := met()):  # noqa: ASYNC110 - whatever a test asks for, nothing tells of it
-                await asyncio.sleep(0.02)
-        return found
+        return await until(met)
 
     async def keep(self) -> None:
         """Controllers and nodes at work."""

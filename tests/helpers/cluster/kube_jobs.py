@@ -38,7 +38,7 @@ def launcher_settings(folder: Path, cluster: Cluster, **settings: Any) -> dict[s
         "kubeconfig": write_kubeconfig(folder / "kubeconfig", cluster.api.url),
         "namespace": cluster.api.namespace,
         "pod_templates": write_templates(folder / "templates"),
-        "api_patience": 20.0,
+        "api_patience": 60.0,
         **settings,
     }
 

@@ -71,7 +71,6 @@ class ApiServer:
         requests: All requests, for tests to look at.
         down: Connections are cut without an answer.
         hangs: Requests are taken and not answered; those that wait are carried out when it is over, late as they are.
-        slow: Seconds before each answer.
         throttled: Number of requests that will be refused with 429.
         retry_after: What those are told, in seconds.
         forbidden: Plurals whose creation is refused, by message.
@@ -91,7 +90,6 @@ class ApiServer:
         self.requests: list[Request] = []
         self.down = False
         self.hangs = False
-        self.slow = 0.0
         self.throttled = 0
         self.retry_after: float | None = None
         self.forbidden: dict[str, str] = {}
@@ -251,8 +249,6 @@ class ApiServer:
 
     async def _overcome(self, request: web.Request) -> web.Response | None:
         """What a request meets on its way; an answer if it gets no further."""
-        if self.slow:
-            await asyncio.sleep(self.slow)
         while self.hangs:  # noqa: ASYNC110 - a test ends it
             await asyncio.sleep(0.02)
         if self.down:

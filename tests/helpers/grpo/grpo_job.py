@@ -116,7 +116,7 @@ def job_config(model: str, **orch: Any) -> dict[str, Any]:
     return {"kind": "grpo", "train": {"model": model}, "infer": {}, "orch": {**keys, **orch}}
 
 
-def settings_for(model: Path, *, evaluate: int = 0, item_timeout: float = 1.0, **plan: Any) -> Settings:
+def settings_for(model: Path, *, evaluate: int = 0, item_timeout: float = 30.0, **plan: Any) -> Settings:
     """4 steps of 2 groups of 4 rollouts, on the fake environment."""
     values: dict[str, Any] = {
         "max_steps": 4,
@@ -132,7 +132,7 @@ def settings_for(model: Path, *, evaluate: int = 0, item_timeout: float = 1.0, *
     spec = EnvironmentSpec("fake", "fake", "orch.env.0", timeout=item_timeout)
     if evaluate:
         spec = replace(spec, held_out=0)
-    return Settings(str(model), Plan(**{**values, **plan}), [spec], train={"model": str(model)}, timeout=20.0)
+    return Settings(str(model), Plan(**{**values, **plan}), [spec], train={"model": str(model)}, timeout=60.0)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def load(text: str, given: frozenset[str] = frozenset()) -> Cluster:
 def render(folder: Path) -> str:
     """`kubectl kustomize FOLDER`. Raises AssertionError with what it says."""
     command = ["kubectl", "kustomize", str(folder)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 

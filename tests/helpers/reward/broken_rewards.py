@@ -198,7 +198,7 @@ class Shared(GoodReward):
 
     async def ScoreRollouts(self, request: Asked, context: Any) -> Answered:
         self.rollouts = list(request.rollouts)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         ids = [rollout.rollout_id for rollout in request.rollouts]
         rewards = [self.reward(rollout.completion) for rollout in self.rollouts]
         results = [
@@ -216,7 +216,7 @@ class OneAtATime(GoodReward):
 
     async def ScoreRollouts(self, request: Asked, context: Any) -> Answered:
         async with self.lock:
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.2)
             return await super().ScoreRollouts(request, context)
 
 
@@ -228,7 +228,7 @@ class LeaksLocks(GoodReward):
 
     async def ScoreRollouts(self, request: Asked, context: Any) -> Answered:
         await self.free.acquire()
-        await asyncio.sleep(0 if len(request.rollouts) < 16 else 0.1)
+        await asyncio.sleep(0 if len(request.rollouts) < 16 else 1.0)
         self.free.release()
         return await super().ScoreRollouts(request, context)
 

@@ -79,6 +79,7 @@ class FakeEngine:
 
     def train_step(self, step: int, samples: Sequence[trainer.TrainingSample]) -> Mapping[str, float]:
         assert step == self._done + 1
+        (self._output / f"begun-{step}").touch()
         match samples[0].sample_id.partition("-")[0]:
             case "die":
                 sys.stderr.write("last words\n")

@@ -12,6 +12,7 @@ from surogate.rpc.server import RpcServer
 from surogate.v1 import trainer_pb2 as trainer
 from surogate.v1 import trainer_pb2_grpc
 from tests.helpers.trainer import fake_worker
+from tests.helpers.waiting import until
 from trainer_svc.scratch import Scratch
 from trainer_svc.service import SERVICE, TrainerServicer
 from trainer_svc.session import ENDED, Surroundings
@@ -82,6 +83,10 @@ class Front:
     async def send(self, requests: Sequence[trainer.TrainStepRequest]) -> trainer.TrainStepResponse:
         """TrainStep with these messages."""
         return await self.stub.TrainStep(iter(requests), timeout=60)
+
+    async def until_begun(self, step: int) -> None:
+        """Waits until the worker works on a step."""
+        await until((self.output / f"begun-{step}").exists)
 
     def trained(self) -> list[str]:
         """What the worker really trained on: a line a step, the number and the samples' ids."""

@@ -79,7 +79,7 @@ async def trainer_process(folder: Path) -> AsyncIterator[TrainerProcess]:
     )
     try:
         async with open_channel(process.address, ClientSecurity(token=TOKEN)) as channel:
-            await wait_serving(channel, SERVICE, timeout=60)
+            await wait_serving(channel, SERVICE, timeout=240)
             yield TrainerProcess(process, trainer_pb2_grpc.TrainerServiceStub(channel), folder)
     finally:
         await process.stop()

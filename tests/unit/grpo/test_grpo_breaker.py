@@ -10,6 +10,7 @@ import pytest
 from orchestrator_svc.grpo.rewards import breaker as module
 from orchestrator_svc.grpo.rewards.breaker import TRIPS_AFTER, Breaker
 from surogate.errors import UnavailableError
+from tests.helpers.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -19,13 +20,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_callers_go_one_at_a_time_while_it_is_open_and_all_at_once_again_after_a_success() -> None:
-    breaker, inside, most, healthy = Breaker(), 0, 0, False
+    breaker, inside, most, calls, healthy = Breaker(), 0, 0, 0, False
 
     async def call() -> None:
-        nonlocal inside, most
-        for _ in range(50):
-            async with breaker.attempt(time.monotonic() + 30):
-                inside += 1
+        nonlocal inside, most, calls
+        while True:
+            async with breaker.attempt(time.monotonic() + 60):
+                inside, calls = inside + 1, calls + 1
                 most = max(most, inside) if breaker.is_open else most
                 await asyncio.sleep(0)
                 inside -= 1
@@ -37,7 +38,7 @@ async def test_callers_go_one_at_a_time_while_it_is_open_and_all_at_once_again_a
     for _ in range(TRIPS_AFTER):
         breaker.failed()
     callers = [asyncio.create_task(call()) for _ in range(8)]
-    await asyncio.sleep(0.2)
+    await until(lambda: calls >= 20)
     assert breaker.is_open
     assert most == 1
     healthy = True

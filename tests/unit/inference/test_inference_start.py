@@ -124,7 +124,7 @@ def test_the_front_loads_neither_torch_nor_vllm() -> None:
 
 def test_a_missing_model_is_one_line_and_a_failing_exit() -> None:
     command = [sys.executable, "-m", "inference_svc", "--model", "/missing/model"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 2
     assert done.stderr == "error: model: /missing/model is not a directory\n"
 

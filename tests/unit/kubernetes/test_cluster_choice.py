@@ -17,7 +17,7 @@ LOOK = "from tests.helpers.cluster.kube_cluster import GIVEN, KUBECONFIG; print(
 def printed(command: list[str], **variables: str) -> str:
     clean = {name: value for name, value in os.environ.items() if name not in EVERYTHING}
     environment = {**clean, "PYTHONPATH": str(ROOT), **variables}
-    return subprocess.check_output(command, text=True, cwd=ROOT, env=environment, timeout=60)
+    return subprocess.check_output(command, text=True, cwd=ROOT, env=environment, timeout=180)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_ports_are_open_to_this_machine_alone(document: dict[str, Any]) -> None:
 def compose() -> list[str]:
     """A program that reads compose files; empty where there is none."""
     if shutil.which("docker"):
-        ran = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False, timeout=30)
+        ran = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False, timeout=180)
         if ran.returncode == 0:
             return ["docker", "compose"]
     found = shutil.which("docker-compose") or shutil.which("podman-compose")
@@ -95,6 +95,6 @@ def compose() -> list[str]:
 def test_compose_reads_it() -> None:
     command = [*compose(), "--file", str(FILE), "config"]
     environment = os.environ | {"MODEL": "/models/tiny"}
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
     assert ran.returncode == 0, ran.stderr
     assert set(yaml.safe_load(ran.stdout)["services"]) == SETTINGS.keys()

@@ -63,7 +63,7 @@ class Odd(Environment[EnvironmentArgs]):
             case "sleep":
                 time.sleep(1.0)
             case "wait for the others":
-                self.together.wait(timeout=20)
+                self.together.wait(timeout=60)
             case "raise":
                 raise ValueError("no such move")
             case "own error":
@@ -97,7 +97,7 @@ async def stub() -> AsyncIterator[Any]:
         yield reward_pb2_grpc.EnvironmentServiceStub(channel)
 
 
-def said(environment: str, *turns: str, seconds: float = 0.3, **others: Any) -> reward_pb2.TakeTurnRequest:
+def said(environment: str, *turns: str, seconds: float = 60.0, **others: Any) -> reward_pb2.TakeTurnRequest:
     request = reward_pb2.TakeTurnRequest(environment=environment, turn=len(turns), rollout_id="r", **others)
     request.messages.extend(ChatMessage(role="assistant", content=text) for text in turns)
     request.timeout.FromNanoseconds(int(seconds * 1e9))
@@ -138,7 +138,7 @@ async def test_several_messages_of_any_role() -> None:
 async def test_what_is_no_answer_is_an_error(completion: str, error: type[SurogateError], why: str) -> None:
     async with stub() as environment:
         with pytest.raises(error, match=why):
-            await environment.TakeTurn(said("odd", completion))
+            await environment.TakeTurn(said("odd", completion, seconds=0.3 if completion == "sleep" else 60.0))
         assert (await environment.TakeTurn(said("odd", "fine"))).messages[0].content == "hm", "others are answered"
 
 
@@ -171,7 +171,7 @@ async def test_bad_calls_say_what_is_wrong() -> None:
 
 async def test_turns_of_several_episodes_are_answered_at_once() -> None:
     async with stub() as environment:
-        calls = [environment.TakeTurn(said("odd", "wait for the others", seconds=30)) for _ in range(4)]
+        calls = [environment.TakeTurn(said("odd", "wait for the others")) for _ in range(4)]
         assert [response.messages[0].content for response in await asyncio.gather(*calls)] == ["hm"] * 4
 
 

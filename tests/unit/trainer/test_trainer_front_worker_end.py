@@ -13,6 +13,7 @@ import pytest
 from surogate.errors import DataLossError, InvalidInputError
 from surogate.internal.v1 import worker_pb2 as worker
 from surogate.v1 import trainer_pb2 as trainer
+from tests.helpers.waiting import PATIENCE, until
 from trainer_svc.worker_client import WorkerClient, WorkerLostError, WorkerSilentError
 from trainer_svc.worker_protocol import WorkerServer
 
@@ -60,7 +61,7 @@ class Worker:
         self.engine = engine
         self.codes = codes
 
-    async def ask(self, silence: float = 10.0, **command: object) -> worker.WorkerReply:
+    async def ask(self, silence: float = PATIENCE, **command: object) -> worker.WorkerReply:
         return await self.client.request(worker.WorkerCommand(**command), silence=silence)
 
 
@@ -127,18 +128,18 @@ async def test_a_fault_ends_the_worker_and_is_kept(error: Exception) -> None:
         assert str(error) in str(it.client.fatal)
         with pytest.raises(WorkerLostError):
             await it.ask(open=worker.OpenCommand())
-        await asyncio.to_thread(lambda: [threading.Event().wait(0.01) for _ in range(500) if not it.codes])
+        await until(lambda: it.codes)
     assert it.codes == [1]
 
 
 async def test_silence_is_noticed_and_events_break_it() -> None:
     release = threading.Event()
-    async with working(lambda: {"waited": float(release.wait(10))}) as it:
+    async with working(lambda: {"waited": float(release.wait(PATIENCE))}) as it:
         with pytest.raises(WorkerSilentError):
             await it.ask(silence=0.05, train_step=STEP)
         release.set()
-        run = asyncio.create_task(it.ask(silence=0.5, run=worker.RunCommand()))
-        await asyncio.sleep(0.8)
+        run = asyncio.create_task(it.ask(silence=3.0, run=worker.RunCommand()))
+        await asyncio.sleep(4.0)
         assert not run.done()
         await it.ask(stop=worker.StopCommand())
         await run

@@ -24,7 +24,7 @@ print(kept, before, [faults_of_a_step() for _ in range(4)][-1])
 
 
 def test_freed_memory_is_kept() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=240, check=True)
     kept, before, after = done.stdout.split()
     if kept == "False":
         pytest.skip("this C library has no mallopt")
