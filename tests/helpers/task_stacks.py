@@ -39,7 +39,7 @@ def _told(task: asyncio.Task[Any]) -> Iterator[str]:
         frame = _frame(awaited)
         if frame is not None:
             name, line = frame.f_code.co_filename, frame.f_lineno
-            yield f"  {name}:{line}: {linecache.getline(name, line).strip()}"
+            yield f"  {name}:{line}: {linecache.getline(name, line or 0).strip()}"
 
 
 def _chain(awaitable: Any) -> Iterator[Any]:

@@ -161,7 +161,7 @@ async def test_functions_of_modules_that_are_not_allowed_are_refused(orchestrato
 
 
 async def test_a_job_begins_with_no_more_replicas_than_the_server_gives(orchestrator: Orchestrator) -> None:
-    for number, wrong in ((64, False), (65, True), (2**53, True)):
+    for number, wrong in ((64, False), (65, True), (1024, True)):
         config = {**job_config("m", max_steps=1), "infer": {"dp": number}}
         if wrong:
             with pytest.raises(ConfigError, match=rf"infer.dp: is {number}; .* 64 replicas at most \(max_replicas\)"):
@@ -203,9 +203,11 @@ async def test_job_ids_have_a_form(orchestrator: Orchestrator, job_id: str) -> N
 
 
 async def test_paths_outside_of_the_output_root_are_refused(orchestrator: Orchestrator) -> None:
-    for folder in ("../elsewhere", "~/elsewhere", "~"):
+    for folder in ("../elsewhere", "~/elsewhere"):
         with pytest.raises(ConfigError, match="output root"):
             await orchestrator.create(sft_config(output_dir=folder))
+    with pytest.raises(ConfigError, match="where other files lie"):
+        await orchestrator.create(sft_config(output_dir="~"))
     with pytest.raises(ConfigError, match="another user's home"):
         await orchestrator.create(sft_config(output_dir="~nobody/elsewhere"))
 
