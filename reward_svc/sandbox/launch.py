@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import itertools
-import json
+import marshal
 import os
 import shutil
 import signal
@@ -164,16 +164,15 @@ class Sandbox:
     def _command(
         self, role: Role, payload: Mapping[str, Any], limits: Limits, channel: int | None
     ) -> tuple[list[str], int]:
-        fd = _file(json.dumps(payload).encode("utf-8", "surrogatepass"))
         config = {
             # A user of its own for each program where the service may choose; else that of the service.
             "uid": next(self._uids) if self._prefix and os.geteuid() == 0 else None,
             "limits": limits.resources(),
-            "payload": fd,
             "channel": channel,
         }
+        fd = _file(marshal.dumps((config, dict(payload))))  # it is read by this very Python
         python = _PYTHON if self._prefix else _interpreter()
-        return [*self._prefix, python, "-I", "-S", "-B", "-c", _text(role), json.dumps(config)], fd
+        return [*self._prefix, python, "-I", "-S", "-B", "-c", _text(role), str(fd)], fd
 
 
 class Program:
