@@ -35,7 +35,7 @@ class Replica:
 
     def attach(self, engine: Engine, files: ModelFiles) -> None:
         """Serves by `engine` from now on."""
-        updates = Updates(engine, files, keep_full=self._settings.delta_updates, serving=self._set_serving)
+        updates = Updates(engine, files, keep_images=self._settings.delta_updates, serving=self._set_serving)
         self._inference.attach(engine, self._settings.max_queue, updates)
         self._updates = updates
         bind_process(policy_version=engine.policy_version)

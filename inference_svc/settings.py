@@ -61,8 +61,8 @@ class InferenceSettings(ServiceSettings):
     times max_num_seqs."""
 
     delta_updates: bool = False
-    """Keep the image of the last full update in memory, so that delta updates can build on it. On the checkpoint as
-    loaded they can always build."""
+    """Keep the images of full and delta updates in memory, so that delta updates can build on them. On the checkpoint
+    as loaded (base version 0) they can always build."""
 
     await_weights: bool = False
     """Report SERVING only when the weights to serve are there: after a push, or when somebody has confirmed those of

@@ -24,29 +24,31 @@ _log = get_logger("inference")
 class Updates:
     """The served weights as a stack: the checkpoint, the images on top of it, and perhaps an adapter.
 
-    Images that deltas build on are kept beside the staged ones; with `keep_full`, full images too. `serving(bool)` is
-    told whether the weights are whole.
+    With `keep_images`, images that later deltas may build on are kept beside the staged ones. `serving(bool)` is told
+    whether the weights are whole.
     """
 
-    def __init__(self, engine: Engine, files: ModelFiles, *, keep_full: bool, serving: Callable[[bool], None]) -> None:
+    def __init__(
+        self, engine: Engine, files: ModelFiles, *, keep_images: bool, serving: Callable[[bool], None]
+    ) -> None:
         self._engine = engine
         self._files = files
         self._checks = UpdateChecks(files, engine.facts.max_lora_rank)
-        self._keep_full = keep_full
+        self._keep_images = keep_images
         self._serving = serving
         self._images: list[Path] = []
         self._replaced = False
         self.adapter = ""
         """Name of the adapter that serves; empty while there is none."""
         self.base_id = ""
-        """Id of the base that was pushed under adapters; empty for the model as loaded."""
+        """Id of the base that was pushed under adapters, or with them merged; empty for the model as loaded."""
 
     def check(self, manifest: weights_pb2.WeightManifest) -> None:
         """Raises InvalidInputError or FailedPreconditionError for an update that can never be committed."""
         self._checks.check(manifest)
         if manifest.kind == weights_pb2.WEIGHT_KIND_LORA:
             self._check_under_adapter(manifest.base_id)
-        if manifest.kind == weights_pb2.WEIGHT_KIND_DELTA:
+        if manifest.kind == weights_pb2.WEIGHT_KIND_DELTA and manifest.base_version:
             self._check_under_delta()
 
     async def commit(self, staged: StagedUpdate) -> timedelta:
@@ -73,15 +75,18 @@ class Updates:
         )
         return timedelta(seconds=pause)
 
+    def _checkpoint_files(self) -> list[Path]:
+        return sorted({info.file for info in self._files.tensors.values()})
+
     def _forget_images(self) -> None:
         for image in self._images:
             image.unlink(missing_ok=True)
         self._images.clear()
 
     def _check_under_adapter(self, base_id: str) -> None:
-        if self._replaced and not self.base_id:
+        if self._replaced:
             raise FailedPreconditionError(
-                "full weights were pushed before: an adapter needs the model as loaded; restart the replica",
+                "other weights were pushed before: an adapter needs the model as loaded; restart the replica",
                 reason="BASE_REPLACED",
             )
         if base_id != self.base_id:
@@ -99,7 +104,7 @@ class Updates:
             )
         if self._replaced and not self._images:
             raise FailedPreconditionError(
-                "the image of the last full update was not kept; start the replica with --delta-updates",
+                "the image of the last update was not kept; start the replica with --delta-updates",
                 reason="BASE_NOT_KEPT",
             )
 
@@ -113,16 +118,16 @@ class Updates:
         return pause
 
     async def _swap_weights(self, manifest: weights_pb2.WeightManifest, image: Path) -> float:
-        full = manifest.kind != weights_pb2.WEIGHT_KIND_DELTA
-        below = [] if full else [*self._images, *sorted({info.file for info in self._files.tensors.values()})]
+        delta = manifest.kind == weights_pb2.WEIGHT_KIND_DELTA
+        on_images = delta and manifest.base_version > 0  # version 0 is the checkpoint, whatever serves
+        below = [*(self._images if on_images else ()), *(self._checkpoint_files() if delta else ())]
         self._replaced, self.base_id = True, ""
         pause = await self._engine.swap_weights([image, *below], manifest.version)
         self.adapter = ""
-        if manifest.kind == weights_pb2.WEIGHT_KIND_BASE:
-            self.base_id = manifest.base_id
-        if full:
+        self._replaced, self.base_id = manifest.kind != weights_pb2.WEIGHT_KIND_BASE, manifest.base_id
+        if not on_images:
             self._forget_images()
-        if not full or self._keep_full:
+        if self._keep_images:
             kept = image.parent / f"kept-{manifest.version}.safetensors"
             os.link(image, kept)
             self._images.insert(0, kept)

@@ -185,6 +185,7 @@ class TrainingSession:
         self._session.checkpoint_step = reply.open.checkpoint_step
         self._session.num_trainable_parameters = reply.open.num_trainable_parameters
         self._session.num_parameters = reply.open.num_parameters
+        self._session.push_kind = reply.open.push_kind
         self._become(State.STATE_READY)
 
     async def _run(self) -> None:

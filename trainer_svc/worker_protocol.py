@@ -75,8 +75,8 @@ class Handler(Protocol):
         ...
 
     def export_weights(self, version: int, directory: str) -> worker.ExportWeightsReply:
-        """Writes the weights (the adapter's, for LoRA) as a safetensors image into `directory`; for version 0 the base
-        under the adapter."""
+        """Writes the weights, of the kind that `open` told, as a safetensors image into `directory`; for version 0 the
+        base under the adapter."""
         ...
 
     def checkpoint(self, final: bool) -> trainer.TrainerCheckpoint:

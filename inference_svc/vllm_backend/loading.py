@@ -123,5 +123,5 @@ def adapted_module(files: ModelFiles) -> tuple[str, int, int]:
 
 
 def _no_adapters(why: str) -> ConfigError:
-    what = f"{why}; train all weights: lora: false in train.yaml, enable_lora: false in infer.yaml"
+    what = f"{why}; set enable_lora: false in infer.yaml: merged weights are pushed instead of the adapter"
     return ConfigError.of([Violation("enable_lora", what)])

@@ -49,6 +49,7 @@ async def open_trainer(
         output_dir=str(ctx.output_dir),
         keep_interval=settings.keep_interval,
         adapter_name=settings.adapter_name,
+        merge_pushes=settings.merge_pushes,
         stalls=stalls,
     )
     last = await ledger.last_step()

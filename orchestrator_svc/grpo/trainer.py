@@ -80,6 +80,7 @@ class Trainer:
         output_dir: str,
         keep_interval: int = 0,
         adapter_name: str = "",
+        merge_pushes: bool = False,
         stalls: Stalls | None = None,
     ) -> None:
         self._stalls = stalls or Stalls()
@@ -94,6 +95,7 @@ class Trainer:
         self._output_dir = output_dir
         self._keep_interval = keep_interval
         self._adapter_name = adapter_name
+        self._merge_pushes = merge_pushes
         self._adopts = False  # whether the session's own step is taken for `step`
         self._known = 0  # generation of the worker that has the session at `step`; 0: none
         self._turn = asyncio.Lock()
@@ -240,6 +242,7 @@ class Trainer:
                 fresh=origin.fresh and not origin.checkpoint,
                 keep_interval=self._keep_interval,
                 adapter_name=self._adapter_name,
+                merge_pushes=self._merge_pushes,
             )
         )
         session = await self._loaded(stub)

@@ -42,7 +42,10 @@ class InferConfig(ConfigModel):
     dp: Annotated[Devices, Field(ge=1)] = 1
     """Replicas, 1 to 1,024."""
     enable_lora: bool = True
-    """Serve adapters. In a GRPO job as `lora` in train.yaml."""
+    """Serve adapters. Unset in a GRPO job: as `lora` in train.yaml, but false where lora_target_modules names
+    `experts`. false with lora: true: after each step the weights that adapters are on are pushed, with the adapter
+    merged into them.
+    """
     max_lora_rank: Rank | None = None
     """Highest rank of an adapter, 1 to 65,536. null = lora_rank of the job, else 16."""
     max_loras: Annotated[Size, Field(le=1024)] = 8

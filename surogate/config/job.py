@@ -12,7 +12,6 @@ from surogate.config.base import NOT_YET, ConfigModel, nearest, shown
 from surogate.config.cluster import ClusterConfig
 from surogate.config.infer import InferConfig
 from surogate.config.load import Document
-from surogate.config.lora import EXPERTS
 from surogate.config.loss import AipoLoss, ClipLoss, DppoLoss, IpoLoss
 from surogate.config.orch import OrchConfig
 from surogate.config.paths import unknown_homes
@@ -277,9 +276,6 @@ class _Resolver:
             if getattr(train, key) != TrainConfig.model_fields[key].default:
                 text = "has no effect in GRPO, whose prompts and answers are not those of datasets"
                 self.warnings.append(Violation(f"train.{key}", text))
-        if train.lora and EXPERTS in train.lora_target_modules:
-            text = f"names {EXPERTS}, on which inference serves no adapters in GRPO: leave it out, or set lora: false"
-            self.wrong("train.lora_target_modules", text)
         if train.datasets or train.validation_datasets:
             key = "datasets" if train.datasets else "validation_datasets"
             self.wrong(f"train.{key}", "must be empty in GRPO: prompts come from env in orch.yaml")
@@ -307,7 +303,7 @@ class _Resolver:
         if infer.max_model_len is not None and infer.max_model_len < orch.seq_len:
             self.wrong("infer.max_model_len", f"is {infer.max_model_len}, less than orch.seq_len ({orch.seq_len})")
         rank = infer.max_lora_rank
-        if train.lora and rank is not None and rank < train.lora_rank:
+        if train.lora and infer.enable_lora and rank is not None and rank < train.lora_rank:
             self.wrong("infer.max_lora_rank", f"is {rank}, less than train.lora_rank ({train.lora_rank})")
 
     def wrong(self, key: str, text: str) -> None:

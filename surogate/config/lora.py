@@ -40,7 +40,8 @@ class LoraKeys(ConfigModel):
     lora_target_modules: Modules = Field(["all"])
     """Names of the linear layers that get adapters, such as q_proj. `all` = every linear layer but the output head,
     which may be named beside it. In a mixture of experts that is neither the router nor the experts' weights, which are
-    one tensor a layer: `experts` beside `all` adapts those too (lora_dropout: 0; not in GRPO, not over several GPUs).
+    one tensor a layer: `experts` beside `all` adapts those too (lora_dropout: 0; not over several GPUs). In GRPO
+    inference serves no adapters on experts and embeddings: it is given weights with the adapter merged into them.
     """
     train_embeddings: bool = True
     """Train the embeddings too (PT and full fine-tuning); false freezes them. No meaning with LoRA."""

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from surogate.config.base import integral, shown
+from surogate.config.lora import EXPERTS
 from surogate.config.model import RunKeys
 from surogate.config.types import DTYPES, parse_rope_scaling
 from surogate.errors import Violation
@@ -53,14 +54,12 @@ class Shared:
     same: Callable[[Any], Any] = _same_value
 
 
-LORA = Shared(("train.lora", "infer.enable_lora"), True)
 SHARED = (
     Shared(("train.model", "infer.model", "orch.model.name"), same=_same_path),
     Shared(("train.max_steps", "orch.max_steps"), unset=(-1,)),
     Shared(("train.sequence_len", "orch.seq_len"), 2048),
     Shared(("train.max_async_level", "orch.max_async_level"), 1),
     Shared(("train.rope_scaling", "infer.rope_scaling")),
-    LORA,
 )
 LORA_SHARED = (
     Shared(("train.lora_rank", "orch.model.lora_rank"), 16),
@@ -88,6 +87,7 @@ def reconcile(given: Mapping[str, Any]) -> Reconciled:
     warnings: list[Violation] = []
     for shared in SHARED:
         violations += _agree(parts, shared)
+    violations += _adapters(parts)
     if get(parts, "train.lora") is not False:
         for shared in LORA_SHARED:
             violations += _agree(parts, shared)
@@ -170,6 +170,21 @@ def _agree(parts: Parts, shared: Shared) -> list[Violation]:
 
 def _shown(value: Any) -> str:
     return shown(integral(value))
+
+
+def _adapters(parts: Parts) -> list[Violation]:
+    """`lora` and `enable_lora`: one that is not set is as the other, but for adapters on experts, which are not served.
+
+    Adapters without `enable_lora` are pushed as weights that they are merged into.
+    """
+    if get(parts, "train.lora") is None:
+        enabled = get(parts, "infer.enable_lora")
+        _put(parts, "train.lora", True if enabled is None else enabled)
+    lora, names = get(parts, "train.lora"), get(parts, "train.lora_target_modules")
+    _fill(parts, "infer.enable_lora", lora and EXPERTS not in (names if isinstance(names, list) else [names]))
+    if lora is False and get(parts, "infer.enable_lora") is True:
+        return [Violation("infer.enable_lora", f"is true, and train.lora is false{MUST_AGREE}")]
+    return []
 
 
 def _prefer(parts: Parts, shared: Shared, otherwise: str) -> list[Violation]:

@@ -30,7 +30,7 @@ A job is one YAML file for pretraining and fine-tuning (`train.yaml`), three for
   the file stands in front: `--set train.learning_rate=1e-4`.
 - The files of a GRPO job must agree. A key that one of them leaves unset is taken from the others; set differently in
   two of them, it is an error: the model (`model`, in orch.yaml `model.name`), `max_steps`, `sequence_len` and
-  `seq_len`, `max_async_level`, `lora` and `enable_lora`, LoRA rank and alpha, `rope_scaling`. `dtype` of infer.yaml
+  `seq_len`, `max_async_level`, LoRA rank and alpha, `rope_scaling`. `dtype` of infer.yaml
   follows `torch_dtype`; `max_lora_rank`, `max_model_len`, `ckpt.interval` and `ckpt.keep_last` follow the other files
   unless they are set. Set differently, `output_dir` is that of orch.yaml, with a warning.
 """

@@ -237,6 +237,8 @@ class Staging:
             )
 
     def _admit_delta(self, manifest: weights_pb2.WeightManifest) -> None:
+        if not manifest.base_version:
+            return  # the model as loaded, which every replica has
         if self._failed or manifest.base_version != self.served_version:
             served = "nothing whole since a commit failed" if self._failed else f"version {self.served_version}"
             raise FailedPreconditionError(

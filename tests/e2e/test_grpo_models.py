@@ -14,15 +14,21 @@ from typing import Any
 
 import pytest
 
+from surogate.v1 import weights_pb2
 from tests.helpers.models.architectures import CONFIGS, EVERY
 
 TOLERANCE = 5e-5
 """Of logprobs from -20 to 0 over tens of tokens: the random models of the tests are far from flat."""
 
+MERGED = [
+    "qwen3-moe-experts", "gpt-oss-experts", "gpt-oss-experts-saved", "mixtral-experts", "qwen3-moe-qexperts",
+    "llama-embed", "qwen3-merged", "phi3-merged",
+]  # fmt: skip
+"""Adapters that are pushed merged into the weights that they are on."""
 CHOSEN = [
     "llama-lora", "llama-head", "gemma2-lora", "gemma3-full", "phi3-lora", "glm4-lora", "olmo2-lora", "qwen3-moe-lora",
     "qwen3-moe-full", "gpt-oss-lora", "gpt-oss-full", "mixtral-full", "glm4-lora-saved", "qwen3-moe-full-saved",
-    "llama-yarn", "llama-llama3", "gemma3-linear",
+    "llama-yarn", "llama-llama3", "gemma3-linear", *MERGED,
 ]  # fmt: skip
 UNSERVED = "gemma3-vision"
 """vLLM needs torchvision for it, which its build for CPUs goes without."""
@@ -33,6 +39,8 @@ ALL = [
     "llama-yarn",
     "llama-llama3",
     "gemma3-linear",
+    *MERGED,
+    "olmoe-experts",
 ]
 CASES = ALL if EVERY else CHOSEN
 
@@ -59,4 +67,12 @@ def test_what_is_pushed_is_the_policy(results: dict[str, dict[str, Any]], case: 
     assert found["loaded"] <= TOLERANCE
     assert max(found["pushed"]) <= TOLERANCE
     assert max(found["kl"]) <= TOLERANCE**2, "rollouts after a push are the trainer's own"
+    assert set(found["kinds"]) == {kind_of(case)}
     assert min(found["moved"]) > 100 * TOLERANCE, "a push that changes nothing would show"
+
+
+def kind_of(case: str) -> int:
+    """In what form the policy is pushed."""
+    if case in MERGED or case.endswith("experts"):
+        return weights_pb2.WEIGHT_KIND_DELTA
+    return weights_pb2.WEIGHT_KIND_FULL if case.endswith("-full") else weights_pb2.WEIGHT_KIND_LORA

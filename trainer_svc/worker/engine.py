@@ -15,7 +15,7 @@ from surogate.internal.v1 import worker_pb2 as worker
 from surogate.storage.whole import remove_leftovers
 from surogate.structs import from_struct
 from surogate.urls import is_url
-from surogate.v1 import common_pb2
+from surogate.v1 import common_pb2, weights_pb2
 from surogate.v1 import trainer_pb2 as trainer
 from trainer_svc.worker import determinism, grpo
 from trainer_svc.worker.adapters.lora_targets import remark
@@ -25,6 +25,7 @@ from trainer_svc.worker.data.prepare import prepare
 from trainer_svc.worker.export import export_weights
 from trainer_svc.worker.folders import checkpoint_folders
 from trainer_svc.worker.folders.remote import RemoteCheckpoints, Saved, newest
+from trainer_svc.worker.pushes import plan_pushes
 from trainer_svc.worker.quantized.state import count_parameters
 from trainer_svc.worker.ranks import Ranks
 from trainer_svc.worker.score import score
@@ -70,6 +71,10 @@ class Engine:
         left = remark(opened.policy.adapter, train) if opened.policy.adapter is not None else None
         if left is not None:
             self._reporter.warning(left)
+        if kind == "grpo":
+            opened.pushes = plan_pushes(opened.policy, train, merge=session.merge_pushes)
+            if opened.pushes.remark:
+                self._reporter.warning(opened.pushes.remark)
         total_steps = max(train.max_steps, 0)
         if kind != "grpo":
             data = self._ranks.first_goes_first(
@@ -94,6 +99,7 @@ class Engine:
             num_parameters=parameters,
             vocab_size=opened.policy.vocab_size,
             max_sequence_length=train.sequence_len,
+            push_kind=opened.pushes.kind if kind == "grpo" else weights_pb2.WEIGHT_KIND_UNSPECIFIED,
         )
 
     def run(self) -> worker.RunReply:

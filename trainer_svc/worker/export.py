@@ -30,20 +30,21 @@ _DTYPES = {
 
 
 def export_weights(session: TrainingSession, version: int, directory: Path) -> worker.ExportWeightsReply:
-    """Writes the adapter's weights, or all of them, in the model's stored format into `directory`.
+    """Writes what `session.pushes` says, in the model's stored format, into `directory`.
 
     Version 0 is the base under the adapter.
     All ranks take part; rank 0 writes, and the others' reply is empty.
     """
     policy, train, stored = session.policy, session.train, session.policy.precision.stored
+    kind, config = session.pushes.kind, ""
     if version == 0:
-        kind, config = weights_pb2.WEIGHT_KIND_BASE, ""
+        kind = weights_pb2.WEIGHT_KIND_BASE
         state = stored_state(policy.model, lora.base_state(policy.model, stored), stored)
+    elif kind == weights_pb2.WEIGHT_KIND_DELTA:
+        state = stored_state(policy.model, lora.changed_state(policy.model, stored), stored)
     elif policy.adapter is not None:
-        kind, state = weights_pb2.WEIGHT_KIND_LORA, lora.tensors(policy.adapter, stored)
-        config = lora.config_json(policy.adapter)
+        state, config = lora.tensors(policy.adapter, stored), lora.config_json(policy.adapter)
     else:
-        kind, config = weights_pb2.WEIGHT_KIND_FULL, ""
         state = stored_state(policy.model, whole_state(policy.model), stored)
         if train.noise_scheduler.enabled:
             sigma = deviation(session.step, train.max_steps, train.noise_scheduler)
@@ -59,7 +60,7 @@ def export_weights(session: TrainingSession, version: int, directory: Path) -> w
 def stored_state(
     model: PreTrainedModel, state: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """All weights by the names of the model's checkpoint, floats in `dtype`; tied ones once, under their first name."""
+    """Weights by the names of the model's checkpoint, floats in `dtype`; tied ones once, under their first name."""
     seen: set[tuple[int, torch.Size]] = set()
     stored = {}
     for name, value in state.items():

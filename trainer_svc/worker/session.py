@@ -16,7 +16,7 @@ from surogate.config.lora import BASE_FOLDER
 from surogate.config.train import TrainConfig
 from surogate.urls import is_url
 from trainer_svc.worker.adapters import lora
-from trainer_svc.worker.adapters.lora_targets import adapts_experts, not_served
+from trainer_svc.worker.adapters.lora_targets import adapts_experts, check_shared
 from trainer_svc.worker.data.tokenizer import load_tokenizer
 from trainer_svc.worker.device.memory import keep_freed
 from trainer_svc.worker.device.usage import DeviceUse
@@ -31,6 +31,7 @@ from trainer_svc.worker.model.recompute import use_recompute
 from trainer_svc.worker.optim.optimizer import Optimizer
 from trainer_svc.worker.optim.schedule import Schedule
 from trainer_svc.worker.optim.watch import EarlyStop, SpikeGuard
+from trainer_svc.worker.pushes import Pushes
 from trainer_svc.worker.quantized.linear import QuantizedLinear
 from trainer_svc.worker.quantized.loading import quantize_layers
 from trainer_svc.worker.ranks import Ranks
@@ -60,6 +61,8 @@ class TrainingSession:
     end: EarlyStop | None = None
     remote: RemoteCheckpoints | None = None
     """The object store that keeps the checkpoints too."""
+    pushes: Pushes = field(default_factory=Pushes)
+    """In what form inference is given the policy."""
     _optimizer: Optimizer | None = None
 
     @cached_property
@@ -164,8 +167,8 @@ def _load_adapter(
     _check_quantized(model, train)
     use_recipe(model, train)
     adapter = lora.attach(model, train, dropout=0.0 if kind == "grpo" else train.lora_dropout)
-    if kind == "grpo" and (why := not_served(adapter)) is not None:
-        raise config_error("lora_target_modules", why)
+    if kind == "grpo":
+        check_shared(adapter)
     if adapts_experts(adapter) and ranks.world_size > 1:
         raise config_error("lora_target_modules", "names weights of experts, which cannot be adapted over several GPUs")
     if merging:

@@ -65,7 +65,9 @@ class Settings:
     """Seconds that a generation may take, and for which a service that is away is waited for."""
     ruler: RulerSpec | None = None
     lora_rank: int = 0
-    """Rank of the adapters that are pushed; 0 for full weights."""
+    """Rank of the adapters that replicas must take; 0 where they need not take any."""
+    merge_pushes: bool = False
+    """Whether adapters are pushed as weights that they are merged into."""
     adapter_name: str = ""
     """Name under which the adapter is served; empty leaves it to the replicas."""
     resume: bool = False

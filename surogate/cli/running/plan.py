@@ -15,10 +15,12 @@ _TITLES = {job_pb2.Job.KIND_PT: "pretraining", job_pb2.Job.KIND_SFT: "fine-tunin
 def plan(job: job_pb2.Job) -> str:
     """`fine-tuning a LoRA adapter (rank 16) of /models/x: 200 steps of 8 sequences of up to 1,024 tokens`."""
     train = train_keys(job)
-    what = f"{_TITLES.get(job.kind, 'training')} {_trained(train)} of {train.get('model', '?')}"
+    config = from_struct(job.config)
+    trained = f"{_trained(train)}{_pushed(train, config.get('infer'))}"
+    what = f"{_TITLES.get(job.kind, 'training')} {trained} of {train.get('model', '?')}"
     if train.get("from_scratch"):
         what += ", from random ones"
-    orch = from_struct(job.config).get("orch")
+    orch = config.get("orch")
     steps = _rollouts(orch) if isinstance(orch, dict) else _sequences(train)
     length = f"{job.max_steps:,} steps" if job.max_steps else f"{train.get('num_epochs', '?')} epochs"
     return f"{what}: {length}{' of ' if job.max_steps else ', in steps of '}{steps}"
@@ -29,6 +31,12 @@ def _trained(train: dict[str, Any]) -> str:
         return "all weights"
     quantised = next((name for key, name in _QUANTISED.items() if train.get(key)), None)
     return f"a LoRA adapter (rank {train.get('lora_rank')}{f', base in {quantised}' if quantised else ''})"
+
+
+def _pushed(train: dict[str, Any], infer: Any) -> str:
+    """How inference is given it where that is not as it is trained."""
+    merged = train.get("lora") and isinstance(infer, dict) and infer.get("enable_lora") is False
+    return ", pushed as merged weights," if merged else ""
 
 
 def _sequences(train: dict[str, Any]) -> str:

@@ -150,28 +150,67 @@ async def test_a_tied_output_head_may_come_or_not(tmp_path: Path) -> None:
         assert pusher.engine.policy_version == 2
 
 
+CHANGE = {f"{LAYER}.weight": (16, 16)}
+
+
 async def test_deltas_build_on_the_checkpoint_and_on_each_other(tmp_path: Path) -> None:
-    async with pushing(tmp_path) as pusher:
-        layer = {f"{LAYER}.weight": (16, 16)}
-        await pusher.push(pusher.manifest(1, DELTA, layer))
-        await pusher.push(pusher.manifest(2, DELTA, layer, base_version=1))
+    async with pushing(tmp_path, delta_updates=True) as pusher:
+        await pusher.push(pusher.manifest(1, DELTA, CHANGE))
+        await pusher.push(pusher.manifest(2, DELTA, CHANGE, base_version=1))
 
     first, second = pusher.engine.images
     assert first[1:] == [tmp_path / "model.safetensors"]
     assert [file.name for file in second[1:]] == ["kept-1.safetensors", "model.safetensors"]
 
 
+@pytest.mark.parametrize("kind", [FULL, DELTA])
 @pytest.mark.parametrize("kept", [False, True])
-async def test_a_delta_needs_the_full_image_that_it_builds_on(kept: bool, tmp_path: Path) -> None:
+async def test_a_delta_needs_the_image_that_it_builds_on(
+    kept: bool, kind: weights_pb2.WeightKind, tmp_path: Path
+) -> None:
     async with pushing(tmp_path, delta_updates=kept) as pusher:
-        await pusher.push(pusher.manifest(1, FULL, MODEL))
-        delta = pusher.manifest(2, DELTA, {f"{LAYER}.weight": (16, 16)}, base_version=1)
+        await pusher.push(pusher.manifest(1, kind, MODEL))
+        delta = pusher.manifest(2, DELTA, CHANGE, base_version=1)
         if kept:
             await pusher.push(delta)
             assert pusher.engine.images[1][1].name == "kept-1.safetensors"
         else:
             with pytest.raises(errors.FailedPreconditionError, match="--delta-updates"):
                 await pusher.create(delta)
+
+
+async def test_a_delta_on_the_model_as_loaded_is_taken_whatever_serves_and_nothing_of_it_is_kept(
+    tmp_path: Path,
+) -> None:
+    async with pushing(tmp_path) as pusher:
+        await pusher.push(pusher.manifest(1, LORA, ADAPTER, adapter_config_json=config()))
+        for version, kind in ((2, DELTA), (5, DELTA), (6, FULL), (7, DELTA)):
+            await pusher.push(pusher.manifest(version, kind, CHANGE if kind == DELTA else MODEL))
+            served = await pusher.served()
+            assert (served.policy_version, served.adapter) == (version, "")
+        pusher.engine.fail_swap = True
+        with pytest.raises(errors.InternalError, match="told to fail"):
+            await pusher.push(pusher.manifest(8, DELTA, CHANGE))
+        assert not await pusher.serving()
+        await pusher.push(pusher.manifest(8, DELTA, CHANGE), "again")
+        assert await pusher.serving()
+        below = [images[1:] for images in pusher.engine.images]
+        assert [len(files) for files in below] == [1, 1, 0, *[1] * (len(below) - 3)]
+        assert all(files == [tmp_path / "model.safetensors"] for files in below if files)
+        assert not [*pusher.staging.directory.glob("*safetensors*")]
+        with pytest.raises(errors.FailedPreconditionError, match="an adapter needs the model as loaded"):
+            await pusher.create(pusher.manifest(9, LORA, ADAPTER, adapter_config_json=config()))
+
+
+async def test_a_delta_that_brings_a_base_with_it_stands_for_that_base_and_takes_no_adapter(tmp_path: Path) -> None:
+    async with pushing(tmp_path) as pusher:
+        await pusher.push(pusher.manifest(0, BASE, MODEL, base_id="job-1"))
+        await pusher.push(pusher.manifest(1, DELTA, CHANGE, base_id="job-1"))
+        served = await pusher.served()
+        assert (served.policy_version, served.base_id) == (1, "job-1")
+        with pytest.raises(errors.FailedPreconditionError) as refused:
+            await pusher.create(pusher.manifest(2, LORA, ADAPTER, adapter_config_json=config(), base_id="job-1"))
+        assert refused.value.reason == "BASE_REPLACED"
 
 
 async def test_an_adapter_is_refused_once_the_base_was_replaced(tmp_path: Path) -> None:

@@ -24,8 +24,13 @@ PROMPT = [*range(10, 60)]
 STEPS = 2
 RANK = 8
 IMPORTED = ("inference_svc.vllm_backend.loading", "vllm.v1.engine.llm_engine", "trainer_svc.worker.engine")
-TARGETS = {"experts": ["all", "experts"], "head": ["q_proj", "lm_head"], "embed": ["q_proj", "embed_tokens"]}
+TARGETS = {
+    "experts": ["all", "experts"], "qexperts": ["q_proj", "experts"],
+    "head": ["q_proj", "lm_head"], "embed": ["q_proj", "embed_tokens"],
+}  # fmt: skip
 """What adapters are on where it is not all linear layers."""
+MERGED = ("experts", "qexperts", "embed", "merged")
+"""Modes in which the sampler is given merged weights: it is started without adapters, but for `embed`."""
 ROPES = ("linear", "yarn", "llama3")
 """Modes that stretch the model's context, with LoRA."""
 STRETCHED = 1024
@@ -74,13 +79,14 @@ def run(folder: Path, name: str, mode: str) -> dict[str, Any]:
         "optimizer": "adamw", "learning_rate": 1e-2 if lora else 1e-3, "lora": lora, "lora_rank": RANK,
         "lora_alpha": 16, "lr_scheduler_type": "constant",
         **({"lora_target_modules": TARGETS[mode]} if mode in TARGETS else {}),
-        **({"qlora_bnb": True} if mode == "qlora" else {}),
+        **({"qlora_bnb": True} if mode in ("qlora", "qexperts") else {}),
         **({"rope_scaling": mode, "max_model_len": STRETCHED} if mode in ROPES else {}),
     }  # fmt: skip
-    trainer = Peer(trainer_of, folder, train)
-    sampler = Sampler(folder / "model", lora, as_object(mode, STRETCHED) if mode in ROPES else None)
-    found: dict[str, Any] = {"pushed": [], "moved": [], "kl": []}
-    if mode == "qlora":
+    adapters = lora and (mode not in MERGED or mode == "embed")
+    trainer = Peer(trainer_of, folder, train, lora and not adapters)
+    sampler = Sampler(folder / "model", adapters, as_object(mode, STRETCHED) if mode in ROPES else None)
+    found: dict[str, Any] = {"pushed": [], "moved": [], "kl": [], "kinds": []}
+    if mode in ("qlora", "qexperts"):
         base = trainer.call("export", 0)
         sampler.push(base.manifest, Path(base.path))
     found["loaded"] = distance(trainer, sampler)
@@ -92,6 +98,7 @@ def run(folder: Path, name: str, mode: str) -> dict[str, Any]:
         found["moved"].append(max(abs(a - b) for a, b in zip(before, after, strict=True)))
         exported = trainer.call("export", version)
         sampler.push(exported.manifest, Path(exported.path))
+        found["kinds"].append(exported.manifest.kind)
         found["pushed"].append(distance(trainer, sampler))
     trainer.call("save")
     return found
@@ -154,12 +161,12 @@ def _answer(pipe: Any, make: Callable[..., Mapping[str, Callable[..., Any]]], ar
         what, arguments = pipe.recv()
 
 
-def trainer_of(folder: Path, train: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+def trainer_of(folder: Path, train: Mapping[str, Any], merge: bool) -> dict[str, Callable[..., Any]]:
     """The training worker."""
     from surogate.v1 import trainer_pb2
     from tests.helpers.models.engine import open_engine
 
-    engine, _ = open_engine("grpo", folder / "out", train)
+    engine, _ = open_engine("grpo", folder / "out", train, merge_pushes=merge)
 
     def score(sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         items = [{"ids": ids} for ids in sequences]
@@ -210,6 +217,7 @@ class Sampler:
         )
         self._engine = LLMEngine.from_engine_args(engine_arguments(options, files), enable_multiprocessing=False)
         self._engine.set_weight_version("0")
+        self._files = sorted({str(info.file) for info in files.tensors.values()})
         self._checks = UpdateChecks(files, RANK if lora else 0)
         self._count = 0
         self._adapted = adapted_module(files) if lora else None
@@ -263,8 +271,9 @@ class Sampler:
                 split_fused(Path(folder), self._engine.collective_rpc("fused_layers")[0])
                 self._load_adapter(Path(folder))
         else:
+            below = self._files if manifest.kind == weights_pb2.WEIGHT_KIND_DELTA else []
             self._engine.collective_rpc("start_weight_update")
-            self._engine.collective_rpc("update_weights", kwargs={"update_info": {"paths": [str(image)]}})
+            self._engine.collective_rpc("update_weights", kwargs={"update_info": {"paths": [str(image), *below]}})
             self._engine.collective_rpc("finish_weight_update")
             self._load_zero_adapter()
         self._engine.reset_prefix_cache()

@@ -52,13 +52,14 @@ def train(case: Mapping[str, Any], folder: Path, ranks: Ranks) -> dict[str, Any]
     reporter = KeepingReporter()
     engine = Engine(reporter, ranks)
     output = folder / f"{case['name']}-{ranks.world_size}"
-    engine.open(session_request(case["kind"], output, keys, resume_from=case.get("resume_from", "")))
+    fields = {key: case[key] for key in ("resume_from", "merge_pushes") if key in case}
+    engine.open(session_request(case["kind"], output, keys, **fields))
     start = engine.session.step
     if case["kind"] == "grpo":
         steps = [engine.train_step(step, rollouts(step)) for step in range(start + 1, keys["max_steps"] + 1)]
         engine.checkpoint(final=False)
         logprobs = engine.compute_logprobs(_tokens())
-        exported = engine.export_weights(1, str(folder))
+        exported = engine.export_weights(1, str(output))
     else:
         engine.run()
         steps = [reporter.steps[step] for step in sorted(reporter.steps)]

@@ -13,6 +13,7 @@ from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator_svc.grpo.configured.setup import read_settings
 from surogate.config.job import GrpoJob, SupervisedJob, resolve_job
 from surogate.config.load import parse_yaml
 from surogate.errors import ConfigError
@@ -116,6 +117,30 @@ def test_full_weights_need_no_adapters_in_the_sampler() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "lora", "enabled"),
+    [
+        ({}, True, True),
+        ({"infer.enable_lora": False}, False, False),
+        ({"train.lora": True, "infer.enable_lora": False}, True, False),
+        ({"train.lora_target_modules": ["all", "experts"]}, True, False),
+        ({"train.lora_target_modules": "experts"}, True, False),
+        ({"train.lora_target_modules": ["all", "experts"], "infer.enable_lora": True}, True, True),
+        ({"train.lora": False, "train.lora_target_modules": ["experts"]}, False, False),
+    ],
+)
+def test_replicas_take_adapters_where_they_can_serve_them(changes: dict[str, Any], lora: bool, enabled: bool) -> None:
+    job = resolved(changes)
+    assert (job.train.lora, job.infer.enable_lora) == (lora, enabled)
+    settings = read_settings(job)
+    assert settings.merge_pushes == (lora and not enabled)
+    assert settings.lora_rank == (16 if enabled else 0)
+
+
+def test_a_replica_without_adapters_has_no_rank_that_could_be_too_small() -> None:
+    assert not resolved({"train.lora": True, "infer.enable_lora": False, "infer.max_lora_rank": 4}).infer.enable_lora
+
+
+@pytest.mark.parametrize(
     ("given", "train", "orch"),
     [
         ({}, "outputs/run_default", "outputs/run_default"),
@@ -153,8 +178,8 @@ def test_one_output_folder(given: dict[str, Any], train: str, orch: str) -> None
             ["orch.model.lora_alpha: is 16, and train.lora_alpha is 8: they must be the same"],
         ),
         (
-            {"train.lora": True, "infer.enable_lora": False},
-            ["infer.enable_lora: is false, and train.lora is true: they must be the same"],
+            {"train.lora": False, "infer.enable_lora": True},
+            ["infer.enable_lora: is true, and train.lora is false: they must be the same"],
         ),
         ({"infer.max_lora_rank": 8}, ["infer.max_lora_rank: is 8, less than train.lora_rank (16)"]),
         ({"infer.max_model_len": 1024}, ["infer.max_model_len: is 1024, less than orch.seq_len (2048)"]),
@@ -163,13 +188,6 @@ def test_one_output_folder(given: dict[str, Any], train: str, orch: str) -> None
             ["train.max_steps: is required, here or as max_steps of orch.yaml: GRPO has no epochs"],
         ),
         ({"train.datasets": [TEXT]}, ["train.datasets: must be empty in GRPO: prompts come from env in orch.yaml"]),
-        (
-            {"train.lora_target_modules": ["all", "experts"]},
-            [
-                "train.lora_target_modules: names experts, on which inference serves no adapters in GRPO: leave it "
-                "out, or set lora: false"
-            ],
-        ),
         ({"train.early_stop": True}, ["train.early_stop: is for PT and SFT: a GRPO job ends after max_steps"]),
         (
             {"train.recipe": "fp8_hybrid"},

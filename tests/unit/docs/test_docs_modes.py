@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_examples() -> None:
-    assert len(BLOCKS) == 9 + 2
+    assert len(BLOCKS) == 10 + 2
 
 
 def trained(block: str, place: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:

@@ -205,6 +205,8 @@ def test_what_a_job_is_about_to_do() -> None:
     assert plan(grpo) == (
         "GRPO of a LoRA adapter (rank 16) of m: 20 steps of 128 rollouts, 8 for each prompt, rewarded by easy, code"
     )
+    grpo.config.update({"infer": {"enable_lora": False}})
+    assert plan(grpo).startswith("GRPO of a LoRA adapter (rank 16), pushed as merged weights, of m: 20 steps")
 
 
 def test_units() -> None:

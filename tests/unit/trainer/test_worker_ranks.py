@@ -220,3 +220,23 @@ def test_two_processes_with_fp8_products_find_what_one_does(inputs: tuple[Path, 
     for name, result in run(tmp_path, 2, wanted(LEVELS)).items():
         for key in ("losses", "norms"):
             assert result[key] == pytest.approx(alone[name[:-1] + "1"][key], rel=1e-3), (name, key)
+
+
+@pytest.mark.slow
+def test_merged_weights_of_two_processes_are_those_of_one(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    train = {**COMMON, "model": str(inputs[0]), "lora": True, "max_steps": 2}
+    wanted = [
+        {
+            "name": f"{name}-{level}", "kind": "grpo", "merge_pushes": True,
+            "train": {**train, "zero_level": level, **more},
+        }
+        for name, more in (("plain", {}), ("quantised", {"qlora_bnb": True}))
+        for level in LEVELS
+    ]  # fmt: skip
+    alone = run(tmp_path, 1, [case for case in wanted if case["name"].endswith("-1")])
+    for name, result in run(tmp_path, 2, wanted).items():
+        expected = load_file(Path(alone[f"{name[:-2]}-1"]["output"]) / "weights-1.safetensors")
+        found = load_file(Path(result["output"]) / "weights-1.safetensors")
+        assert found.keys() == expected.keys() and not any("lora" in weight for weight in found)
+        for weight, value in found.items():
+            torch.testing.assert_close(value, expected[weight], rtol=1e-4, atol=1e-6)

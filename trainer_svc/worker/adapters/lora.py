@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,8 +16,10 @@ from surogate.config.train import TrainConfig
 from surogate.storage.fetch import local
 from trainer_svc.worker.adapters.lora_float import use_float_layers
 from trainer_svc.worker.adapters.lora_targets import adapted_name, bare, is_adapters, targets
+from trainer_svc.worker.adapters.product import product
 from trainer_svc.worker.errors import config_error
 from trainer_svc.worker.paths import is_local
+from trainer_svc.worker.quantized.linear import QuantizedLinear
 from trainer_svc.worker.quantized.state import decoded_state, weight_of
 from trainer_svc.worker.shares import whole
 
@@ -105,13 +107,27 @@ def base_state(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> di
 def merged_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The same with the adapter's products added, in float32 where they are; the model itself is left as it is."""
     state = base_state(model)
+    for name, weight in merged_weights(model):
+        state[name] = weight.to(state[name].device)
+    return state
+
+
+def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that adapters are on, W + s·B·A in float32, by their names in the bare model. All ranks must ask."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            weight = whole(_adapted_weight(module))
-            delta = whole(module.get_delta_weight("default").detach())
-            place = adapted_name(name, module)
-            state[place] = (weight.float() + delta.float()).contiguous().to(state[place].device)
-    return state
+            weight = whole(_adapted_weight(module)).float()
+            yield adapted_name(name, module), (weight + product(module)).contiguous()
+
+
+def changed_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """What differs from the model as named, in `dtype` and host memory: merged weights, and what quantised ones mean.
+
+    Names are those of the bare model. All ranks must ask for it.
+    """
+    quantised = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+    state = {bare(f"{name}.weight"): layer.full_weight(dtype).cpu() for name, layer in quantised.items()}
+    return state | {name: weight.to(dtype).cpu() for name, weight in merged_weights(model)}
 
 
 def _adapted_weight(module: LoraLayer) -> torch.Tensor:

@@ -86,24 +86,32 @@ def adapts_experts(adapter: PeftModel) -> bool:
 
 
 def not_served(adapter: PeftModel) -> str | None:
-    """What inference serves no adapters on, of what `adapter` is on, with what to do about it; None if that is nothing.
+    """What of it inference serves no adapters on, for people; None if it serves them on all.
 
-    vLLM has adapters on experts for GPUs alone, and by other names; on embeddings and shared heads it has none.
+    vLLM has adapters on experts for GPUs alone, and by other names; on embeddings it has none.
     """
-    instead = "leave it out of lora_target_modules, or train all weights with lora: false"
     if adapts_experts(adapter):
-        return f"names weights of experts, on which inference serves no adapters in GRPO; {instead}"
+        return "lora_target_modules names experts"
+    for name, module in adapter.named_modules():
+        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), torch.nn.Embedding):
+            return f"lora_target_modules names {name.rpartition('.')[2]}, an embedding"
+    return None
+
+
+def check_shared(adapter: PeftModel) -> None:
+    """Raises ConfigError for an adapter on an embedding or an output head that have one matrix between them: a sampler
+    has no place for a second one, which either would be with its product."""
     model = adapter.get_base_model()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or embedding.weight is not head.weight:
+        return
     for name, module in adapter.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        last = name.rpartition(".")[2]
-        if isinstance(module.get_base_layer(), torch.nn.Embedding):
-            return f"names {last}, an embedding, on which inference serves no adapters; {instead}"
-        if module is head and embedding.weight is module.get_base_layer().weight:
-            return f"names {last}, which shares the embedding's weights: inference serves no adapters on it; {instead}"
-    return None
+        if isinstance(module, LoraLayer) and (module is embedding or module is head):
+            what = (
+                f"names {name.rpartition('.')[2]}: embedding and output head are one matrix, and inference has no place"
+            )
+            instead = "leave it out of lora_target_modules, or train all weights with lora: false"
+            raise config_error("lora_target_modules", f"{what} for a second one; {instead}")
 
 
 def adapted_name(name: str, module: LoraLayer) -> str:

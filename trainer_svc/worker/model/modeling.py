@@ -54,7 +54,7 @@ def load_model(
     precision = Precision.of(
         train.torch_dtype, getattr(config, "dtype", None), trained, has_bfloat16=has_bfloat16(device(train))
     )
-    if source is not None and _stored_in(config) is not None:
+    if source is not None and stored_in(config) is not None:
         del config.quantization_config  # a checkpoint has plain weights
     if precision.autocast is None and trained == torch.bfloat16:
         raise config_error("master_dtype", "is bf16, and the model computes in float32; set torch_dtype: bfloat16")
@@ -94,7 +94,7 @@ def vocab_size(model: PreTrainedModel) -> int:
 def quantization_of(train: TrainConfig, config: PretrainedConfig, dtype: torch.dtype) -> Quantization | None:
     """How linear layers are to be stored; None for as they are. Raises ConfigError if they are quantised already."""
     quantization = Quantization.of(train, dtype, int(getattr(config.get_text_config(), "num_hidden_layers", 0)))
-    kind = _stored_in(config)
+    kind = stored_in(config)
     if quantization is not None and kind is not None:
         raise config_error(
             "model", f"{train.model} is quantised already ({kind}); leave out qlora_*, or name its original"
@@ -102,7 +102,7 @@ def quantization_of(train: TrainConfig, config: PretrainedConfig, dtype: torch.d
     return quantization
 
 
-def _stored_in(config: PretrainedConfig) -> str | None:
+def stored_in(config: PretrainedConfig) -> str | None:
     """The format of a checkpoint that is quantised; None for plain weights."""
     theirs = getattr(config, "quantization_config", None)
     if theirs is None:
@@ -117,7 +117,7 @@ def read_decoded(
 
     `auto` is the checkpoint's dtype.
     """
-    mxfp4 = _stored_in(config) == "mxfp4"
+    mxfp4 = stored_in(config) == "mxfp4"
     options = {"quantization_config": Mxfp4Config(dequantize=True)} if mxfp4 else {}
     model, report = AutoModelForCausalLM.from_pretrained(
         path, config=config, dtype=dtype, output_loading_info=True, **options
