@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -35,9 +34,9 @@ from orchestrator_svc.grpo.rollouts.tokenizer import OWN, ChatTokenizer
 from orchestrator_svc.grpo.stalls import Stalls
 from orchestrator_svc.grpo.tasks import unless
 from orchestrator_svc.grpo.trainer import Trainer
-from orchestrator_svc.jobs.context import JobContext
+from orchestrator_svc.jobs.context import JobContext, goes_on
 from orchestrator_svc.jobs.workers import start_workers
-from orchestrator_svc.jobstore.journal import LeaseLostError
+from orchestrator_svc.jobstore.database import JOB_PATIENCE
 from orchestrator_svc.jobstore.scaling import scale_of
 from orchestrator_svc.launchers.base import Worker, WorkerPool
 from surogate.apart import apart
@@ -66,9 +65,9 @@ async def run_with(ctx: JobContext, pool: WorkerPool, settings: Settings) -> Non
             await ctx.running()
             await loop.run()
         await ledger.close(Cause.SURPLUS)
-    except LeaseLostError:
-        raise  # another orchestrator goes on with the draws
     except SurogateError as error:
+        if goes_on(error):
+            raise  # with the draws too
         await ledger.close(Cause.CANCELLED if isinstance(error, CancelledError) else Cause.FAILED)
         raise
 
@@ -83,7 +82,7 @@ async def _put_together(
 ) -> GrpoLoop:
     """Everything that the loop needs, ready; `stack` closes it, the last first."""
     tokenizer = await apart(partial(_tokenizer, settings))
-    scale = await ctx.database.read(lambda c: scale_of(c, ctx.job_id))
+    scale = await ctx.database.read(lambda c: scale_of(c, ctx.job_id), patience=JOB_PATIENCE)
     workers = await start_workers(ctx, pool, scale)
     environments = await open_environments(settings, workers.rewards, stack)
 
@@ -182,8 +181,8 @@ async def _start_scorer(
 async def _close(
     trainer: Trainer, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
 ) -> None:
-    """Ends the trainer's session, unless another orchestrator will go on with it."""
-    if isinstance(error, asyncio.CancelledError | LeaseLostError):
+    """Ends the trainer's session, unless somebody will go on with it."""
+    if goes_on(error):
         return
     with suppress(SurogateError):
         await trainer.close()

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     JSON,
@@ -37,12 +37,13 @@ from sqlalchemy import (
 
 from orchestrator_svc.grpo.configured.difficulty import Moves, Pool
 from orchestrator_svc.grpo.groups import Cause, Draw, Dropped, Group
-from orchestrator_svc.jobstore.database import Database
+from orchestrator_svc.jobstore.database import JOB_PATIENCE, Database
 from orchestrator_svc.jobstore.schema import metadata
 from surogate.v1 import trainer_pb2
 
 Write = Callable[[Callable[[Connection], None]], Awaitable[None]]
 
+T = TypeVar("T")
 _COMPRESSION = 1  # samples are mostly small numbers: the fastest level halves them
 
 
@@ -147,55 +148,55 @@ class Ledger:
             .where(self._mine(draws), draws.c.state == DrawState.DRAWN)
             .order_by(draws.c.ordinal)
         )
-        return await self._database.read(lambda c: [OpenDraw(*row) for row in c.execute(query)])
+        return await self._read(lambda c: [OpenDraw(*row) for row in c.execute(query)])
 
     async def next_ordinal(self) -> int:
         """One more than the highest ordinal that was drawn; 0 for a new job."""
         query = select(func.max(draws.c.ordinal)).where(self._mine(draws))
-        newest = await self._database.read(lambda c: c.execute(query).scalar())
+        newest = await self._read(lambda c: c.execute(query).scalar())
         return 0 if newest is None else int(newest) + 1
 
     async def next_positions(self) -> dict[str, int]:
         """Where each deck goes on: one more than the highest position that was drawn of it."""
         query = select(draws.c.deck, func.max(draws.c.position) + 1).where(self._mine(draws)).group_by(draws.c.deck)
-        rows = await self._database.read(lambda c: c.execute(query).all())
+        rows = await self._read(lambda c: c.execute(query).all())
         return {deck: int(position) for deck, position in rows}
 
     async def laid_aside(self) -> dict[str, Pool]:
         """Prompts that are not drawn, by key."""
         query = select(laid_aside.c.prompt, laid_aside.c.pool).where(self._mine(laid_aside))
-        rows = await self._database.read(lambda c: c.execute(query).all())
+        rows = await self._read(lambda c: c.execute(query).all())
         return {key: Pool(pool) for key, pool in rows}
 
     async def last_step(self) -> StepRow | None:
         """The newest prepared step; None for a new job."""
         query = select(steps.c.step, steps.c.state, steps.c.metrics).where(self._mine(steps))
         query = query.order_by(steps.c.step.desc()).limit(1)
-        row = await self._database.read(lambda c: c.execute(query).one_or_none())
+        row = await self._read(lambda c: c.execute(query).one_or_none())
         return row and StepRow(row.step, StepState(row.state), dict(row.metrics))
 
     async def step_metrics(self) -> dict[int, dict[str, float]]:
         """Metrics of every finished step, by step."""
         query = select(steps.c.step, steps.c.metrics).where(self._mine(steps), steps.c.state == StepState.PUSHED)
-        rows = await self._database.read(lambda c: c.execute(query.order_by(steps.c.step)).all())
+        rows = await self._read(lambda c: c.execute(query.order_by(steps.c.step)).all())
         return {row.step: dict(row.metrics) for row in rows}
 
     async def evaluations(self) -> dict[tuple[int, str], dict[str, float]]:
         """Metrics of every evaluation, by step and environment."""
         query = select(evaluations).where(self._mine(evaluations)).order_by(evaluations.c.step)
-        rows = await self._database.read(lambda c: c.execute(query).all())
+        rows = await self._read(lambda c: c.execute(query).all())
         return {(row.step, row.environment): dict(row.metrics) for row in rows}
 
     async def samples(self, step: int) -> list[trainer_pb2.TrainingSample] | None:
         """Samples of a prepared step; None when there is no such step, or a checkpoint has covered it."""
         query = select(steps.c.samples).where(self._mine(steps), steps.c.step == step)
-        blob = await self._database.read(lambda c: c.execute(query).scalar())
+        blob = await self._read(lambda c: c.execute(query).scalar())
         return None if blob is None else list(trainer_pb2.TrainStepSamples.FromString(zlib.decompress(blob)).samples)
 
     async def metrics(self, step: int) -> dict[str, float]:
         """Metrics of a prepared step, as far as they are known."""
         query = select(steps.c.metrics).where(self._mine(steps), steps.c.step == step)
-        return dict(await self._database.read(lambda c: c.execute(query).scalar_one()))
+        return dict(await self._read(lambda c: c.execute(query).scalar_one()))
 
     async def draw(self, drawn: Sequence[Draw], moves: Moves) -> None:
         """Writes new draws, and the prompts that were moved for them."""
@@ -277,6 +278,9 @@ class Ledger:
         """Ends every draw that has no end: the job goes no further."""
         query = update(draws).where(self._mine(draws), draws.c.state == DrawState.DRAWN)
         await self._write(lambda c: _ignore(c.execute(query.values(state=DrawState.DROPPED, cause=cause))))
+
+    async def _read(self, query: Callable[[Connection], T]) -> T:
+        return await self._database.read(query, patience=JOB_PATIENCE)
 
     def _set(self, step: int, state: StepState, metrics: Mapping[str, float]) -> Callable[[Connection], None]:
         query = update(steps).where(self._mine(steps), steps.c.step == step)

@@ -16,6 +16,7 @@ from google.protobuf.struct_pb2 import Struct
 from orchestrator_svc.grpo.ledger import Ledger
 from orchestrator_svc.grpo.samples import step_messages
 from orchestrator_svc.grpo.stalls import Stalls
+from orchestrator_svc.jobstore.database import StoreUnavailableError
 from orchestrator_svc.launchers.base import READY_TIMEOUT, Worker
 from surogate.errors import DataLossError, FailedPreconditionError, NotFoundError, SurogateError, UnavailableError
 from surogate.rpc.status import from_status
@@ -274,4 +275,6 @@ class Trainer:
 
 
 def _recoverable(error: SurogateError) -> bool:
-    return isinstance(error, UnavailableError) or error.reason in _RECOVERABLE
+    """Whether it is the trainer that is away; the store has been waited for already."""
+    went_away = isinstance(error, UnavailableError) and not isinstance(error, StoreUnavailableError)
+    return went_away or error.reason in _RECOVERABLE

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 from orchestrator_svc.jobs.eta import Eta
 from orchestrator_svc.jobstore import store
 from orchestrator_svc.jobstore.bell import Bell
-from orchestrator_svc.jobstore.journal import Happening, record
+from orchestrator_svc.jobstore.database import JOB_PATIENCE, StoreUnavailableError
+from orchestrator_svc.jobstore.journal import Happening, LeaseLostError, record
 from orchestrator_svc.jobstore.restarts import add_restart, recent_restarts
+from surogate.errors import UnavailableError
 from surogate.telemetry import metrics
 from surogate.telemetry.log import get_logger
 from surogate.v1 import job_pb2
@@ -34,8 +36,11 @@ if TYPE_CHECKING:
     from surogate.config.job import AnyJob
 
 
-STORE_PATIENCE = 60.0
-"""Seconds for which a job waits for a database that is away before it is let go of."""
+def goes_on(error: BaseException | None) -> bool:
+    """Whether a job that met this will be gone on with, by the next orchestrator or when the store is back."""
+    if isinstance(error, UnavailableError):
+        return error.reason == StoreUnavailableError.reason
+    return isinstance(error, asyncio.CancelledError | LeaseLostError)
 
 
 WRITING_MODEL = "writing the final model"
@@ -187,7 +192,7 @@ class JobContext:
 
     async def has_ended(self, uid: str) -> bool:
         """Whether the store knows an earlier job of the same id by that uid, and that it has ended or was deleted."""
-        known = await self.database.read(lambda c: store.known_runs(c, [self.job_id]))
+        known = await self.database.read(lambda c: store.known_runs(c, [self.job_id]), patience=JOB_PATIENCE)
         return known.get((self.job_id, uid), False)
 
     async def recent_restarts(self, worker: str, since: float) -> list[float]:
@@ -220,7 +225,7 @@ class JobContext:
         if self.pool is not None:
             changes["workers"] = [_describe(worker) for worker in self.pool.workers]
         await self.database.write(
-            lambda c: record(c, self.job_id, self.owner, happenings, changes, also), patience=STORE_PATIENCE
+            lambda c: record(c, self.job_id, self.owner, happenings, changes, also), patience=JOB_PATIENCE
         )
         if state is not None:
             self.state = dict(state)

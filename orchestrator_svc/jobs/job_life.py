@@ -13,15 +13,15 @@ from google.rpc import status_pb2
 from sqlalchemy import Connection, Row
 
 from orchestrator_svc import metrics
-from orchestrator_svc.jobs.context import JobContext
+from orchestrator_svc.jobs.context import JobContext, goes_on
 from orchestrator_svc.jobs.tracking_process import tracking
 from orchestrator_svc.jobstore import store
 from orchestrator_svc.jobstore.bell import Bell
-from orchestrator_svc.jobstore.database import Database, StoreUnavailableError
+from orchestrator_svc.jobstore.database import JOB_PATIENCE, Database
 from orchestrator_svc.jobstore.journal import LeaseLostError, record
 from orchestrator_svc.launchers.base import Launcher, WorkerPool
 from surogate.config.job import resolve_job
-from surogate.errors import CancelledError, InternalError, InvalidInputError, SurogateError, UnavailableError
+from surogate.errors import CancelledError, InternalError, InvalidInputError, SurogateError
 from surogate.rpc.status import to_status
 from surogate.telemetry import log
 from surogate.telemetry import metrics as telemetry
@@ -76,7 +76,7 @@ async def open_context(row: Row[Any], database: Database, owner: str, bell: Bell
         record(connection, row.job_id, owner, [event], changes)
         return True
 
-    if not await database.write(begin):
+    if not await database.write(begin, patience=JOB_PATIENCE):
         await _finish(database, bell, row.job_id, owner, Outcome(_State.STATE_CANCELLED, "cancelled"))
         return None
     bell.ring(row.job_id)
@@ -99,8 +99,8 @@ async def run_job(ctx: JobContext, launcher: Launcher, run: RunJob, cancel_secon
             await launcher.reap(ctx.job_id, ctx.uid)
         state = _State.State.Name(outcome.state).removeprefix("STATE_")
         ctx.log.info("job ended", state=state, message=outcome.message)
-        metrics.JOB_ENDS.labels(ctx.config.kind, state).inc()
         await _finish(ctx.database, ctx.bell, ctx.job_id, ctx.owner, outcome)
+        metrics.JOB_ENDS.labels(ctx.config.kind, state).inc()
 
 
 async def cancel_leftover(row: Row[Any], database: Database, launcher: Launcher, bell: Bell, owner: str) -> None:
@@ -116,7 +116,7 @@ async def _outcome(ctx: JobContext, launcher: Launcher, run: RunJob, cancel_seco
         try:
             await _run_or_cancel(ctx, pool, run, cancel_seconds)
         except BaseException as error:
-            await (pool.release() if _goes_on(error) else pool.stop())
+            await (pool.release() if goes_on(error) else pool.stop())
             raise
         await pool.stop()
     except LeaseLostError:
@@ -124,7 +124,7 @@ async def _outcome(ctx: JobContext, launcher: Launcher, run: RunJob, cancel_seco
     except SurogateError as error:
         if ctx.cancelled.is_set():
             return _cancelled(error)
-        if _goes_on(error):
+        if goes_on(error):
             raise
         ctx.log.error("job failed", error=str(error), reason=error.reason)
         return _failed(error)
@@ -158,15 +158,11 @@ async def _run_or_cancel(ctx: JobContext, pool: WorkerPool, run: RunJob, cancel_
 
 
 async def _finish(database: Database, bell: Bell, job_id: str, owner: str, outcome: Outcome) -> None:
-    await database.write(lambda c: store.end(c, job_id, owner, outcome.state, outcome.message, outcome.error))
+    def end(connection: Connection) -> None:
+        store.end(connection, job_id, owner, outcome.state, outcome.message, outcome.error)
+
+    await database.write(end, patience=JOB_PATIENCE)
     bell.ring(job_id)
-
-
-def _goes_on(error: BaseException) -> bool:
-    """Whether the job will be gone on with, by the next orchestrator or when the store is back."""
-    if isinstance(error, UnavailableError):
-        return error.reason == StoreUnavailableError.reason
-    return isinstance(error, asyncio.CancelledError | LeaseLostError)
 
 
 def _failed(error: SurogateError) -> Outcome:

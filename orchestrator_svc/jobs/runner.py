@@ -78,7 +78,10 @@ class JobRunner:
         await _cancel(self._tasks[:1])
         await _cancel([task for _, task in self._running.values()])
         await _cancel(self._tasks)
-        await self._database.write(lambda c: leases.release(c, self.identity))
+        try:
+            await self._database.write(lambda c: leases.release(c, self.identity))
+        except SurogateError as error:  # they run out by themselves
+            _log.warning("the leases of jobs could not be given back", error=str(error))
         self._bell.ring_all()
 
     async def _forever(self, once: Callable[[], Awaitable[None]]) -> None:
@@ -150,8 +153,9 @@ class JobRunner:
         counts = await self._database.read(store.count_by_state)
         for state, count in counts.items():
             metrics.JOBS.labels(state).set(count)
+        running = dict(self._running)  # a job that is claimed while the store is asked is not in its answer
         held = await self._database.write(lambda c: leases.renew(c, self.identity, seconds))
-        for job_id, (ctx, task) in list(self._running.items()):
+        for job_id, (ctx, task) in running.items():
             if job_id not in held:
                 if not task.done():
                     task.cancel("its lease was lost")

@@ -1,32 +1,39 @@
 """A SQL database used from asyncio: SQLite (WAL) by default, PostgreSQL by URL.
 
 Functions get a SQLAlchemy Core connection inside a transaction, and run in a thread: writes one after the other for
-SQLite, reads beside them.
+SQLite, reads beside them. A transaction that is lost with its connection is made again; one whose COMMIT was lost is
+looked for first, so that it takes effect once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy import Connection, Engine, create_engine, func, make_url, select, text
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from orchestrator_svc import metrics
-from surogate.errors import ConfigError, SurogateError, UnavailableError, Violation
+from orchestrator_svc.jobstore.sqlite_file import guard, is_damaged, tune
+from surogate.errors import ConfigError, DataLossError, SurogateError, UnavailableError, Violation
 
 T = TypeVar("T")
 
 _READERS = 4
 _WRITERS = 4
-_BUSY_SECONDS = 30
+
+ANSWER_PATIENCE = 10.0
+"""Seconds for which a call of a client waits for a database that is away before it is told so."""
+JOB_PATIENCE = 60.0
+"""Seconds for which a job waits for a database that is away before it is let go of."""
+
 _FIRST_PAUSE, _MOST_PAUSE = 0.1, 2.0
 _POSTGRES = {
     # A server that is gone without a word is noticed, and nothing is waited for without end.
@@ -44,9 +51,23 @@ class Commit:
     """A transaction that was to be committed when the connection was lost: by its id the server knows its end."""
 
     xid: str
-    """PostgreSQL's id; empty where there is none."""
+    """PostgreSQL's id."""
     outcome: Any
     """What `work` returned."""
+
+
+_READ_ONLY = "25006"
+"""PostgreSQL's code for a write to a server that only follows another."""
+_IN_THE_FUTURE = "22023"
+"""PostgreSQL's code for the id of a transaction that it has not had."""
+_NOTHING_CHANGED = "nothing was changed"
+_NOT_KNOWN = "it is not known whether the change was made: look, or ask for it again"
+
+
+class StoreDamagedError(DataLossError):
+    """The file of the store is damaged, or is no database."""
+
+    reason = "STORE_DAMAGED"
 
 
 class StoreUnavailableError(UnavailableError):
@@ -77,7 +98,8 @@ class Database:
         """Connects to the database; a SQLite file and its folder are made when missing.
 
         Raises:
-            ConfigError: The URL is wrong, names a driver that is not installed, or nothing answers there.
+            ConfigError: The URL is wrong, names a driver that is not installed, nothing answers there, or what is there
+                cannot be written or is no database.
         """
         try:
             parsed = make_url(url)
@@ -88,40 +110,54 @@ class Database:
                 parsed, pool_size=_READERS + _WRITERS, pool_pre_ping=True, connect_args=dict(arguments)
             )
             if engine.dialect.name == "sqlite":
-                _tune_sqlite(engine)
-            with engine.connect():
-                return cls(engine)
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, OperationalError, TypeError, OSError) as error:
-            raise ConfigError.of([Violation("store_url", f"cannot use {_without_password(url)}: {error}")]) from error
+                tune(engine)
+            with engine.connect() as connection, connection.begin():  # of SQLite the right to write
+                pass
+            if engine.dialect.name == "sqlite" and parsed.database:
+                guard(engine, Path(parsed.database), StoreUnavailableError)
+            return cls(engine)
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, DatabaseError, TypeError, OSError) as error:
+            why = f"cannot use {_without_password(url)}: {getattr(error, 'orig', None) or error}{_hint(error)}"
+            raise ConfigError.of([Violation("store_url", why)]) from error
 
-    async def write(self, work: Callable[[Connection], T], *, patience: float = 0.0) -> T:
+    async def write(self, work: Callable[[Connection], T], *, patience: float = ANSWER_PATIENCE) -> T:
         """Runs `work(connection)` in a read-write transaction: committed when it returns, rolled back when it raises.
 
         A task that is cancelled meanwhile ends when its transaction has: who comes next finds what it wrote.
-        PostgreSQL that is away is tried again for `patience` seconds: `work` may run more than once, and takes effect
-        once. (SQLite waits by itself.)
+        A database that is away is tried again for `patience` seconds: `work` may run more than once, and takes effect
+        once.
 
         Raises:
-            StoreUnavailableError: The database does not answer.
+            StoreUnavailableError: The database does not answer; the message says whether something may have changed.
+            StoreDamagedError: The file is damaged.
         """
-        give_up, pause = time.monotonic() + (0.0 if self.is_sqlite else patience), _FIRST_PAUSE
         asked: Commit | None = None
-        while True:
+
+        async def once() -> T:
+            nonlocal asked
+            if asked is not None and await self._run(
+                self._readers, self._read_engine, partial(_was_committed, asked), "read"
+            ):
+                return asked.outcome  # type: ignore[no-any-return]  # what `work` returned
+            asked = None
             try:
-                if asked is not None and await self.read(partial(_was_committed, asked)):
-                    return asked.outcome  # type: ignore[no-any-return]  # what `work` returned
-                asked = None
                 return await _seen_through(self._run(self._writers, self.engine, work, "write"))
             except StoreUnavailableError as error:
-                asked = error.asked_for or asked
-                if time.monotonic() + pause > give_up or (asked and not asked.xid):
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _MOST_PAUSE)
+                asked = error.asked_for
+                raise
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
-        """Runs `work(connection)` in a read-only transaction that sees one state of the database."""
-        return await self._run(self._readers, self._read_engine, work, "read")
+        try:
+            return await _patiently(once, patience)
+        except StoreUnavailableError as error:
+            told = f"{error.message}; {_NOT_KNOWN if asked else _NOTHING_CHANGED}"
+            raise StoreUnavailableError(told, asked) from error
+
+    async def read(self, work: Callable[[Connection], T], *, patience: float = ANSWER_PATIENCE) -> T:
+        """Runs `work(connection)` in a read-only transaction that sees one state of the database.
+
+        A database that is away is tried again for `patience` seconds. Raises as `write` does.
+        """
+        return await _patiently(lambda: self._run(self._readers, self._read_engine, work, "read"), patience)
 
     async def close(self) -> None:
         """Waits for what runs and closes the connections."""
@@ -136,6 +172,18 @@ class Database:
         self, pool: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T], access: str
     ) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(pool, _timed, access, engine, work)
+
+
+async def _patiently(once: Callable[[], Awaitable[T]], patience: float) -> T:
+    give_up, pause = time.monotonic() + patience, _FIRST_PAUSE
+    while True:
+        try:
+            return await once()
+        except StoreUnavailableError:
+            if time.monotonic() + pause > give_up:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _MOST_PAUSE)
 
 
 async def _seen_through(transaction: asyncio.Future[T]) -> T:
@@ -164,18 +212,37 @@ def _transact(engine: Engine, work: Callable[[Connection], T]) -> T:
     try:
         with engine.connect() as connection, connection.begin():
             done = work(connection)
-            asked = Commit(_transaction_id(connection), done)
+            if xid := _transaction_id(connection):
+                asked = Commit(xid, done)
         return done
     except (DBAPIError, PoolTimeoutError) as error:
-        lost = isinstance(error, OperationalError | PoolTimeoutError) or error.connection_invalidated
-        if not lost:
+        why = str(getattr(error, "orig", None) or error).strip()
+        if is_damaged(error):
+            raise StoreDamagedError(f"the job store is damaged: {why}{_hint(error)}") from error
+        follows = _code(error) == _READ_ONLY
+        if follows:  # the server that is written to is another one now: the next connection may find it
+            engine.dispose()
+        elif not isinstance(error, OperationalError | PoolTimeoutError) and not error.connection_invalidated:
             raise
-        why = getattr(error, "orig", error)
-        raise StoreUnavailableError(f"the job store does not answer: {why}", asked) from error
+        raise StoreUnavailableError(f"the job store cannot be used now: {why}", asked) from error
+
+
+def _code(error: BaseException) -> str:
+    """PostgreSQL's code of what went wrong; empty where there is none."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+
+
+def _hint(error: BaseException) -> str:
+    if not is_damaged(error):
+        return ""
+    return " (it was left as it is: put a backup in its place, or name another file in store_url)"
 
 
 def _transaction_id(connection: Connection) -> str:
-    """PostgreSQL's id of a transaction that writes; empty for others."""
+    """PostgreSQL's id of a transaction that writes; empty for others.
+
+    SQLite needs none: a COMMIT that fails has had no effect.
+    """
     if connection.dialect.name != "postgresql" or connection.get_execution_options().get("surogate_read", False):
         return ""
     return str(connection.scalar(text("SELECT pg_current_xact_id()::text")))
@@ -183,7 +250,12 @@ def _transaction_id(connection: Connection) -> str:
 
 def _was_committed(asked: Commit, connection: Connection) -> bool:
     """Whether a transaction took effect whose answer was lost. After a crash what was not written has not."""
-    status = connection.scalar(text("SELECT pg_xact_status(CAST(:xid AS xid8))"), {"xid": asked.xid})
+    try:
+        status = connection.scalar(text("SELECT pg_xact_status(CAST(:xid AS xid8))"), {"xid": asked.xid})
+    except DBAPIError as error:
+        if _code(error) != _IN_THE_FUTURE:
+            raise
+        return False  # a server that took over, and had not got it
     if status == "in progress":  # its connection has not been noticed as lost yet
         raise StoreUnavailableError("the last transaction has not ended", asked)
     return bool(status == "committed")
@@ -196,27 +268,6 @@ def one_at_a_time(connection: Connection, what: str) -> None:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"surogate {what}"))))
-
-
-def _tune_sqlite(engine: Engine) -> None:
-    """WAL, so that readers and the writer do not wait for each other; explicit BEGIN, so that transactions are real."""
-
-    def connect(raw: Any, _record: Any) -> None:
-        raw.isolation_level = None  # pysqlite would begin late, and only for some statements
-        cursor = raw.cursor()
-        cursor.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
-
-    def begin(connection: Connection) -> None:
-        # A writer takes its lock at once: one that begins by reading could not upgrade after another's commit.
-        reading = connection.get_execution_options().get("surogate_read", False)
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
-
-    event.listen(engine, "connect", connect)
-    event.listen(engine, "begin", begin)
 
 
 def _without_password(url: str) -> str:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
@@ -108,8 +109,16 @@ def get(connection: Connection, job_id: str) -> Row[Any]:
     """A job's row. Raises NotFoundError."""
     row = find(connection, job_id)
     if row is None:
-        raise NotFoundError(f"there is no jobs/{job_id}", metadata={"name": f"jobs/{job_id}"})
+        text = f"there is no jobs/{job_id}{_deletion(connection, job_id)}"
+        raise NotFoundError(text, metadata={"name": f"jobs/{job_id}"})
     return row
+
+
+def _deletion(connection: Connection, job_id: str) -> str:
+    """That there was one: whoever deletes a job again, since the answer was lost, learns that it is done."""
+    deleted = select(func.max(deleted_jobs.c.delete_time)).where(deleted_jobs.c.job_id == job_id)
+    when = connection.scalar(deleted)
+    return "" if when is None else f"; one was deleted at {datetime.fromtimestamp(when, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def uid_of(job_id: str, create_time: float) -> str:

@@ -10,6 +10,7 @@ from orchestrator_svc.grpo.configured.setup import service_security
 from orchestrator_svc.grpo.rewards.scoring import Scorer
 from orchestrator_svc.grpo.rewards.services import Custom
 from orchestrator_svc.jobs.context import JobContext
+from orchestrator_svc.jobstore.database import JOB_PATIENCE
 from orchestrator_svc.jobstore.reward_services import MULTI_TURN, ReplacedService, replaced_services
 from surogate.config.env import EnvConfig
 from surogate.errors import SurogateError
@@ -56,7 +57,7 @@ class Replacing:
                 self._ctx.log.warning("cannot look for replaced reward services", error=str(error))
 
     async def _look(self) -> None:
-        wanted = await self._ctx.database.read(lambda c: replaced_services(c, self._ctx.job_id))
+        wanted = await self._ctx.database.read(lambda c: replaced_services(c, self._ctx.job_id), patience=JOB_PATIENCE)
         for gone in set(self._known) - set(wanted):
             if not any((new.environment, new.shadow) == (gone.environment, gone.shadow) for new in wanted):
                 await self._apply(gone, None)

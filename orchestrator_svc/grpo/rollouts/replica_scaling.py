@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from orchestrator_svc.grpo.rollouts.replicas import Replicas
-from orchestrator_svc.jobs.context import JobContext
+from orchestrator_svc.jobs.context import JobContext, goes_on
 from orchestrator_svc.jobs.workers import start_replica
 from orchestrator_svc.jobstore.scaling import scale_of
 from orchestrator_svc.launchers.base import WorkerPool
@@ -60,5 +60,7 @@ class ReplicaScaling:
 
     async def _complain(self, error: SurogateError) -> None:
         self._ctx.log.warning("the replicas cannot be scaled as asked", error=str(error))
+        if goes_on(error):  # the store is away: nothing was asked
+            return
         with suppress(SurogateError):
             await self._ctx.set_status(f"the replicas cannot be scaled as asked: {error}")

@@ -6,7 +6,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import OperationalError
 
+from orchestrator_svc.grpo import ledger
+from orchestrator_svc.jobs import context
+from orchestrator_svc.jobstore.database import StoreUnavailableError
 from tests.helpers.grpo.grpo_job import Rows, grpo_job, run_killed_at
 
 CALLS = 70
@@ -52,6 +57,40 @@ async def test_a_killed_run_ends_like_an_undisturbed_one(
             event.evaluation_completed.step for event in await job.events() if event.HasField("evaluation_completed")
         ]
         assert evaluated == [0, 2, 4]
+
+
+@pytest.mark.parametrize("call", range(6, CALLS, 20))
+async def test_a_run_that_its_store_is_lost_to_is_gone_on_with(
+    tmp_path: Path, undisturbed: tuple[Rows, int], monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """For longer than a job waits: it is let go of, and neither its draws nor the trainer's session are ended."""
+    for module in (context, ledger):
+        monkeypatch.setattr(module, "JOB_PATIENCE", 0.0)
+    rows, weights = undisturbed
+    away = False
+
+    def begin(_: Connection) -> None:
+        if away:
+            raise OperationalError("BEGIN", {}, ConnectionError("the connection is lost"))
+
+    async def lose(_: str) -> None:
+        nonlocal away
+        away = away or fakes.hooks.total == call
+
+    async with grpo_job(tmp_path / "lost", replicas=2, checkpoint_interval=2, evaluate=2) as (job, fakes):
+        event.listen(job.database.engine, "begin", begin)
+        fakes.hooks.each = lose
+        with pytest.raises(StoreUnavailableError):
+            await job.run()
+        away = False
+        sessions = fakes.hooks.calls["CreateSession"]
+        await job.run()
+
+        assert fakes.hooks.calls["CreateSession"] == max(sessions, 1), "the session was kept"
+        assert await job.rows() == rows
+        assert all(row.state == "trained" for row in await job.draws())
+        assert fakes.trainer.history[-1] == (4, weights)
+        assert len(fakes.trainer.history) == 4
 
 
 @pytest.mark.parametrize("call", range(4, 40, 5))

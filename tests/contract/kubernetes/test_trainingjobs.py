@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("kubernetes", reason="needs the extra `kubernetes`")
 
+from orchestrator_svc.jobstore import store
+from orchestrator_svc.jobstore.database import Database
 from orchestrator_svc.launchers.kubernetes.api import Api
 from orchestrator_svc.trainingjobs.reconciler import Reconciler
 from surogate.v1 import job_pb2
@@ -21,6 +23,7 @@ from tests.helpers.cluster.kube_jobs import GrpoPods, TrainerPods, reinforcing_o
 from tests.helpers.cluster.kube_server import Object, StatusError
 from tests.helpers.grpo.grpo_job import job_config
 from tests.helpers.orchestrator import Orchestrator, sft_config
+from tests.helpers.store_faults import Fault, StoreFaults
 
 pytestmark = pytest.mark.usefixtures("api_server")
 State = job_pb2.Job
@@ -170,6 +173,32 @@ async def test_a_restart_and_a_lost_answer_make_no_second_job(tmp_path: Path) ->
         assert [job.name for job in listed.jobs] == ["jobs/mine"]
         sequences = [name.rpartition("-")[2] for name in cluster.api.objects["events"]]
         assert len(sequences) == len(set(sequences))
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER], ids=["before", "after"])
+@pytest.mark.parametrize("at", [2, 5, 8])
+async def test_transactions_that_are_lost_make_no_second_job_and_leave_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, at: int
+) -> None:
+    """Nobody but the job itself tries again at once: the reconciler does with its next look."""
+    for method in (Database.read, Database.write):
+        monkeypatch.setitem(method.__kwdefaults__ or {}, "patience", 0.0)
+    async with (
+        training_on(tmp_path, TrainerPods(0.02), training_jobs=True) as (orchestrator, cluster),
+        reconciling(tmp_path, orchestrator, cluster),
+    ):
+        assert orchestrator.database is not None
+        faults = StoreFaults(orchestrator.database, at, fault)
+        apply(cluster, sft_config())
+        await cluster.until(lambda: status(cluster).get("state") == "Succeeded")
+        assert faults.hit
+        StoreFaults(orchestrator.database, at, fault)
+        cluster.api.begin_deletion("trainingjobs", cluster.api.objects["trainingjobs"]["mine"])
+        await cluster.until(lambda: not cluster.api.objects["trainingjobs"])
+        await nothing_left(cluster)
+        reasons = [event["reason"] for event in cluster.api.objects["events"].values()]
+        assert reasons.count("Queued") == reasons.count("Succeeded") == 1
+        assert not await orchestrator.database.read(lambda c: store.find(c, "mine"), patience=10.0)
 
 
 async def test_a_resource_that_is_deleted_while_no_orchestrator_runs_goes_when_one_does(tmp_path: Path) -> None:
