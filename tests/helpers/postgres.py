@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +16,19 @@ from typing import Any
 import psycopg
 
 from surogate.ports import free_port
+from surogate.weights.memory import MemoryDirectory
 
 USER = "surogate"
+START_SECONDS = 60.0
+_WATCHER = """
+import os, signal, subprocess, sys
+user = {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, **user)
+sys.stdin.read()
+server.send_signal(signal.SIGQUIT)
+server.wait()
+"""
+"""Runs the server until its own standard input ends, as it does with the tests, however they end."""
 
 
 def programs() -> Path | None:
@@ -38,15 +51,38 @@ class Postgres:
             shutil.chown(folder, **self._as)
         self._run("initdb", "--username", USER, "--auth", "trust", "--no-sync", "--encoding", "UTF8")
         self._databases = 0
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the server, and waits until it answers."""
-        options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories='' -c fsync=off"
-        self._run("pg_ctl", "-w", "-l", str(self._folder / "log"), "-o", options, "start")
+        """Starts the server, and waits until it answers. It ends with this process, however that does."""
+        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": "", "fsync": "off"}
+        flags = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        command = [str(self._bin / "postgres"), "-D", str(self._folder / "data"), *flags]
+        with (self._folder / "log").open("a") as log:
+            self._watcher = subprocess.Popen(
+                [sys.executable, "-c", _WATCHER, *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+            )
+        until = time.monotonic() + START_SECONDS
+        while True:
+            assert self._watcher.poll() is None and time.monotonic() < until, (self._folder / "log").read_text()
+            try:
+                self.execute("SELECT 1")
+                return
+            except psycopg.OperationalError:
+                time.sleep(0.05)
 
     def stop(self, mode: str = "fast") -> None:
         """Stops it: `fast` ends all connections, `immediate` is a crash."""
-        self._run("pg_ctl", "-w", "-m", mode, "stop")
+        if self._watcher is not None:
+            if (self._folder / "data" / "postmaster.pid").exists():
+                self._run("pg_ctl", "-w", "-m", mode, "stop")
+            self._watcher.communicate(timeout=START_SECONDS)
+            self._watcher = None
 
     def new_database(self) -> str:
         """The URL of an empty database."""
@@ -78,14 +114,13 @@ class Postgres:
 @contextmanager
 def postgres_server(bin_folder: Path) -> Iterator[Postgres]:
     """A running server."""
-    folder = Path(tempfile.mkdtemp(prefix="surogate-postgres-"))
+    folder = MemoryDirectory(Path(tempfile.gettempdir()))  # not in memory, but it removes what killed tests have left
     try:
-        server = Postgres(folder, bin_folder)
-        server.start()
+        server = Postgres(folder.path, bin_folder)
         try:
+            server.start()
             yield server
         finally:
-            if (folder / "data" / "postmaster.pid").exists():
-                server.stop("immediate")
+            server.stop("immediate")
     finally:
-        shutil.rmtree(folder)
+        folder.close()

@@ -118,7 +118,7 @@ async def test_jobs_that_come_to_several_orchestrators_at_once_share_no_folder(
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_a_job_outlives_a_restart_of_the_server(postgres: Postgres, tmp_path: Path, mode: str) -> None:
     url, a = postgres.new_database(), Steps("a")
-    async with orchestrator(tmp_path, url, a, lease_seconds=10.0) as one:
+    async with orchestrator(tmp_path, url, a, lease_seconds=60.0) as one:
         job = await one.create(sft_config())
         await one.until_step(job.name, 3)
         await asyncio.to_thread(postgres.stop, mode)
