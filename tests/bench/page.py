@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from tests.bench.table import Table
 
 
 def conditions(command: str) -> str:
-    """The machine, the day and the command."""
+    """The machine, the day, the code and the command."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({_processor()}), {memory:.0f} GiB, "
-        f"Python {platform.python_version()}, `{command}`"
+        f"Python {platform.python_version()}, {_commit()}, `{command}`"
     )
 
 
@@ -29,6 +30,12 @@ def update(page: Path, name: str, table: Table, said: str) -> None:
         raise ValueError(f"{page} has no {begin} … {end}")
     lines = [begin, f"{said}:", "", *table.lines(), end]
     page.write_text(before + "\n".join(lines) + after, encoding="utf-8")
+
+
+def _commit() -> str:
+    """The code that is measured."""
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return f"commit {told.stdout.strip()}" if told.returncode == 0 else "no git checkout"
 
 
 def _processor() -> str:
