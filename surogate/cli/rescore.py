@@ -18,9 +18,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from surogate.cli.console import all_shown
 from surogate.cli.exits import OK, reaching
 from surogate.cli.rewards.reward_service import START_REWARD, reward_channel
 from surogate.cli.rollouts import Row, Selection
@@ -83,14 +83,7 @@ async def _score_all(groups: Sequence[list[Row]], reward: NewReward) -> list[str
                 if isinstance(answer, str):
                     problems.append(f"{row['rollout_id']}: {answer}")
 
-        tasks = [asyncio.create_task(score(group)) for group in groups]
-        try:
-            for task in track(tasks, "scoring", console=Console(stderr=True), disable=not sys.stderr.isatty()):
-                await task
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await all_shown("scoring", (score(group) for group in groups))
     return problems
 
 

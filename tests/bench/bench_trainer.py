@@ -6,7 +6,6 @@ Same model, text, packed length, rows, optimiser and threads; each measurement i
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import statistics
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from surogate.process import child_environment
+from tests.bench.programs import last_line
 from tests.bench.table import Cell, Options, Table
 from tests.helpers.models.tiny import make_tiny_model
 
@@ -153,7 +152,7 @@ def _prepare(case: Case, folder: Path) -> int:
 
 async def _steps(case: Case, system: str, folder: Path) -> dict[str, Any]:
     begin = time.monotonic()
-    line = await _output("tests.bench.sft_steps", system, str(folder), *case.flags())
+    line = await last_line("tests.bench.sft_steps", system, str(folder), *case.flags(), seconds=SECONDS)
     found: dict[str, Any] = json.loads(line)
     print(f"{system}: {found['seconds']} in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     return found
@@ -161,23 +160,7 @@ async def _steps(case: Case, system: str, folder: Path) -> dict[str, Any]:
 
 async def _gemm_rate(case: Case, folder: Path) -> float:
     """Operations a second of the step's products, by themselves."""
-    return float(await _output("tests.bench.gemm", str(folder / "model"), str(case.model.tokens)))
-
-
-async def _output(module: str, *flags: str) -> str:
-    """The last line that a program prints."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, *flags),
-        env=child_environment({"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, _ = await asyncio.wait_for(process.communicate(), SECONDS)
-    finally:
-        if process.returncode is None:
-            process.kill()
-    assert process.returncode == 0, f"{module} failed; its messages are above"
-    return out.decode().splitlines()[-1]
+    return float(await last_line("tests.bench.gemm", str(folder / "model"), str(case.model.tokens), seconds=SECONDS))
 
 
 def _flops_a_token(case: Case, folder: Path) -> float:

@@ -5,13 +5,12 @@ Each row is a process of its own (`trainer_case.py`), so that each starts with a
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from surogate.process import child_environment
+from tests.bench.programs import last_line
 from tests.bench.table import Cell, Options, Table
 from tests.bench.trainer_case import Case
 
@@ -73,18 +72,7 @@ async def measure(case: Case) -> dict[str, Any]:
     flags = []
     for name, value in asdict(case).items():
         flags += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bench.trainer_case", *flags),
-        env=child_environment({"OMP_WAIT_POLICY": "PASSIVE"}),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, _ = await asyncio.wait_for(process.communicate(), SECONDS)
-    finally:
-        if process.returncode is None:
-            process.kill()
-    assert process.returncode == 0, "a case failed; its messages are above"
-    line = out.decode().splitlines()[-1]
+    line = await last_line("tests.bench.trainer_case", *flags, seconds=SECONDS)
     print(line, file=sys.stderr, flush=True)
     found: dict[str, Any] = json.loads(line)
     return found

@@ -6,10 +6,8 @@ the local launcher starts, TRL in a process of its own with its own generation. 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import statistics
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from surogate.client.aio import AsyncClient
-from surogate.process import child_environment, start_service
+from surogate.process import start_service
 from surogate.v1 import job_pb2
+from tests.bench.programs import last_line
 from tests.bench.table import Cell, Options, Table
 from tests.bench.trl_grpo import LEARNING_RATE, LORA_ALPHA, LORA_RANK, TARGETS
 from tests.helpers.models.tiny import make_tiny_model
@@ -108,18 +107,7 @@ async def _rows(case: Case, rounds: int) -> list[list[Cell]]:
 async def _trl(case: Case, model: Path) -> list[float]:
     numbers = {"batch": case.batch, "group": GROUP, "tokens": case.tokens, "steps": case.steps}
     flags = [part for name, value in numbers.items() for part in (f"--{name}", str(value))]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bench.trl_grpo", str(model), *flags),
-        env=child_environment({"OMP_WAIT_POLICY": "PASSIVE"}),  # as our services have it: both fare better so
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, _ = await asyncio.wait_for(process.communicate(), TRL_SECONDS)
-    finally:
-        if process.returncode is None:
-            process.kill()
-    assert process.returncode == 0, "TRL failed; its messages are above"
-    seconds: list[float] = json.loads(out.decode().splitlines()[-1])
+    seconds: list[float] = json.loads(await last_line("tests.bench.trl_grpo", str(model), *flags, seconds=TRL_SECONDS))
     return seconds
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
-from rich.console import Console
-from rich.progress import track
 
+from surogate.cli.console import all_shown
 from surogate.cli.exits import FAILED, OK, reaching, usage
 from surogate.cli.generate import START_INFERENCE
 from surogate.cli.rewards import env_report
@@ -79,15 +78,7 @@ async def _evaluate(wanted: Evaluation) -> list[Group]:
             with reaching("inference service", wanted.inference, START_INFERENCE):
                 await client.served_model()
             groups = [Group(str(number), example) for number, example in enumerate(examples)]
-            tasks = [asyncio.create_task(evaluator.fill(group)) for group in groups]
-            try:
-                console = Console(stderr=True)
-                for task in track(tasks, "evaluating", console=console, disable=not sys.stderr.isatty()):
-                    await task
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            await all_shown("evaluating", (evaluator.fill(group) for group in groups))
             return groups
 
 

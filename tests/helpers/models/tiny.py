@@ -5,8 +5,9 @@ torch and transformers are imported when a maker is called, so that torch-free t
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
@@ -99,6 +100,14 @@ def make_tiny_model(
         model.save_pretrained(directory)
         make_tiny_tokenizer(directory, chat_template=chat_template)
     return model
+
+
+def make_counting(folder: Path, **model: Any) -> Path:
+    """A tiny model in `folder`, and beside it `data.jsonl`, 200 lines of text that count."""
+    make_tiny_model(folder, **model)
+    rows = [json.dumps({"text": f"{n} sheep and {n + 1} goats"}) for n in range(200)]
+    (folder / "data.jsonl").write_text("\n".join(rows))
+    return folder
 
 
 def make_tiny_adapter(

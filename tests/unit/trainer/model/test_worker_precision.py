@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError
 from tests.helpers.models.engine import KeepingReporter, open_engine
-from tests.helpers.models.tiny import make_tiny_model
+from tests.helpers.models.tiny import make_counting, make_tiny_model
 from trainer_svc.worker.engine import Engine
 from trainer_svc.worker.model import modeling, recipe
 from trainer_svc.worker.model.precision import Precision
@@ -24,11 +23,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    make_tiny_model(path, hidden=64)
-    rows = [json.dumps({"text": f"{n} sheep and {n + 1} goats"}) for n in range(200)]
-    (path / "data.jsonl").write_text("\n".join(rows))
-    return path
+    return make_counting(tmp_path_factory.mktemp("model"), hidden=64)
 
 
 def opened(folder: Path, out: Path, **keys: Any) -> tuple[Engine, KeepingReporter]:

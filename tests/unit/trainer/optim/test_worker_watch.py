@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.models.engine import KeepingReporter, open_engine
-from tests.helpers.models.tiny import make_tiny_model
+from tests.helpers.models.tiny import make_counting
 from trainer_svc.worker.engine import Engine
 from trainer_svc.worker.optim.watch import EarlyStop, SpikeGuard, epochs_for
 
@@ -91,11 +90,7 @@ def test_epochs_make_twenty_tokens_a_weight(parameters: int, tokens: int, epochs
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    make_tiny_model(path, layers=1, hidden=32)
-    rows = [json.dumps({"text": f"{n} sheep and {n + 1} goats"}) for n in range(200)]
-    (path / "data.jsonl").write_text("\n".join(rows))
-    return path
+    return make_counting(tmp_path_factory.mktemp("model"), layers=1, hidden=32)
 
 
 def opened(folder: Path, out: Path, **keys: Any) -> tuple[Engine, KeepingReporter]:
