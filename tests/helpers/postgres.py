@@ -19,16 +19,17 @@ from surogate.ports import free_port
 from surogate.weights.memory import MemoryDirectory
 
 USER = "surogate"
-START_SECONDS = 60.0
+START_SECONDS = 240.0
 _WATCHER = """
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, threading
 user = {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
 server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, **user)
+threading.Thread(target=lambda: os._exit(server.wait()), daemon=True).start()
 sys.stdin.read()
 server.send_signal(signal.SIGQUIT)
 server.wait()
 """
-"""Runs the server until its own standard input ends, as it does with the tests, however they end."""
+"""Runs the server until its own standard input ends, as it does with the tests, however they end; ends with it too."""
 
 
 def programs() -> Path | None:
