@@ -107,7 +107,7 @@ def _choice(model: PreTrainedModel, train: TrainConfig, multiple: int) -> Callab
 
 def _refuse(fault: str | None, where: torch.device) -> None:
     if fault is not None:
-        raise config_error("recipe", f"nvfp4 would train wrongly on {_described(where)}: {fault}; {INSTEAD}")
+        raise config_error("recipe", f"nvfp4 does not compute as it must on {_described(where)}: {fault}; {INSTEAD}")
 
 
 def _described(where: torch.device) -> str:
