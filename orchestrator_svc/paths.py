@@ -54,6 +54,17 @@ def check_paths(config: Mapping[str, Any], root: Path) -> None:
         raise ConfigError.of(violations)
 
 
+def check_output(folder: Path, model: str) -> None:
+    """Refuses a job that would write its model over the one that it starts from.
+
+    Raises:
+        ConfigError: Naming `train.output_dir`.
+    """
+    if not is_url(model) and Path(model).expanduser().resolve() == folder:
+        text = f"is the folder of the model ({model}), which the trained one would replace: choose another folder"
+        raise ConfigError.of([Violation("train.output_dir", text)])
+
+
 def check_urls(config: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Refuses URLs, wherever in a job, that begin with none of `allowed`, or climb out of it.
 

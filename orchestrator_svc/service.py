@@ -30,7 +30,7 @@ from orchestrator_svc.jobstore.reward_services import replace_service
 from orchestrator_svc.jobstore.scaling import check_scale, set_scale
 from orchestrator_svc.launchers.kubernetes.names import OUR_LABELS
 from orchestrator_svc.launchers.kubernetes.policy import check_cluster, check_image
-from orchestrator_svc.paths import check_paths, check_urls, output_dir_of
+from orchestrator_svc.paths import check_output, check_paths, check_urls, output_dir_of
 from orchestrator_svc.replace_reward import check_service, wanted_service
 from orchestrator_svc.settings import OrchestratorSettings
 from orchestrator_svc.worker_logs import read_logs
@@ -236,6 +236,8 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             check_allowed(path, self._settings.custom_modules, "orch.advantage.import_path")
         warnings = [*resolved.warnings, *self._check_cluster(resolved)]
         job_id = request.job_id or make_job_id(resolved.kind)
+        output_dir = output_dir_of(given, resolved, root, job_id)
+        check_output(output_dir, resolved.train.model)
         config = resolved.to_dict()
         _anchor_checkpoints(config, root)
         return store.NewJob(
@@ -244,7 +246,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             config=config,
             warnings=warnings,
             labels=dict(request.labels),
-            output_dir=str(output_dir_of(given, resolved, root, job_id)),
+            output_dir=str(output_dir),
             request_id=request.request_id,
             request_digest=request_digest,
             max_steps=max(0, resolved.train.max_steps),

@@ -18,7 +18,9 @@ PROJECT = "Surogate"
 
 @dataclass(frozen=True)
 class Spec:
-    """Travels as a line of JSON. `interval`: steps between samples and distributions, where they are asked for."""
+    """Travels as a line of JSON. `interval`: steps between samples and distributions, where they are asked for.
+    `patience`: seconds that each tracker has after the job's end, fewer than this process has (see process.py).
+    """
 
     job_id: str
     kind: str
@@ -32,6 +34,7 @@ class Spec:
     interval: int = 10
     log_file: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    patience: float = 45.0
 
     @classmethod
     def of(cls, job_id: str, job: AnyJob, output_dir: Path) -> Spec:

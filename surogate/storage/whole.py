@@ -28,6 +28,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        _open_to_readers(temporary)
         sync_tree(temporary)
         remove_folder(path)
         temporary.rename(path)
@@ -38,6 +39,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         if refused is not None and not isinstance(error, OSError):
             raise OSError(int(refused[1]), str(error)) from error
         raise
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Gives files the mode that any new file has: safetensors makes its own for their owner alone, and others serve."""
+    usual = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(usual)
 
 
 def remove_folder(path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.helpers.models.engine import open_engine
 from tests.helpers.models.tiny import make_tiny_adapter, make_tiny_model
 from tests.helpers.trainer.rank_program import emulated_recipe
 from tests.unit.trainer.loss.test_worker_grpo import samples
-from trainer_svc.worker.adapters.lora import WEIGHTS_FILE
+from trainer_svc.worker.adapters.given import WEIGHTS_FILE
 
 DOCS = Path(__file__).parents[3] / "docs"
 BLOCKS = [

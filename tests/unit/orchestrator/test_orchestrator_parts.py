@@ -13,7 +13,7 @@ from orchestrator_svc.jobs.plots import plot_lines
 from orchestrator_svc.launchers.child import RestartPolicy
 from orchestrator_svc.launchers.gpus import assign, visible_devices
 from orchestrator_svc.launchers.local import threads
-from orchestrator_svc.paths import check_paths, output_dir_of
+from orchestrator_svc.paths import check_output, check_paths, output_dir_of
 from orchestrator_svc.service import job_id_of, make_job_id
 from surogate.errors import ConfigError, InvalidInputError
 from surogate.structs import from_struct, to_struct
@@ -147,3 +147,16 @@ def test_time_in_which_a_worker_was_away_says_nothing_about_the_pace() -> None:
 def test_plot(tmp_path: Path) -> None:
     plot_lines(tmp_path / "plots" / "loss.png", {"a": [(1, 2.0), (2, 1.0)], "none": []}, title="t", ylabel="loss")
     assert (tmp_path / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_job_does_not_write_over_the_model_that_it_starts_from(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    folder = (tmp_path / "model").resolve()
+    for model in (tmp_path / "model", tmp_path / "link", tmp_path / "other" / ".." / "model"):
+        with pytest.raises(
+            ConfigError, match=r"train\.output_dir: is the folder of the model .*: choose another folder"
+        ):
+            check_output(folder, str(model))
+    for model in (str(tmp_path), str(folder / "checkpoint-3"), "org/model", "s3://bucket/model"):
+        check_output(folder, model)

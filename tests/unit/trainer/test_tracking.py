@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator_svc.tracking.memory import Memory
 from orchestrator_svc.tracking.spec import Spec
 from orchestrator_svc.tracking.tail import Tail
 from surogate.rollouts import write_step
@@ -46,7 +49,7 @@ def run(folder: Path, *trackers: str, end: str = "SUCCEEDED", **keys: Any) -> li
         text=True,
         timeout=240,
         check=False,
-        env={**environment, **keys.pop("environment", {})},
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -165,3 +168,65 @@ def test_a_tracker_that_fails_is_said_and_does_not_stop_the_others(tmp_path: Pat
     assert len(said) == 1
     assert said[0].startswith("nothing is reported to tensorboard: ")
     assert len((tmp_path / "train.log").read_text().splitlines()) == 4
+
+
+def test_a_tracker_that_never_answers_keeps_nothing_from_the_others(tmp_path: Path) -> None:
+    write_lines(tmp_path / "metrics.jsonl", STEPS)
+    others = {"log_file": 3, "tensorboard": 3}
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are taken by the kernel, and that is all
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = started(tmp_path, "mlflow", "tensorboard", uri=uri, log_file="train.log", patience=10.0)
+        with process as child:
+            deadline = time.monotonic() + 200
+            while noted(tmp_path) != others and time.monotonic() < deadline and child.poll() is None:
+                time.sleep(0.2)
+            said, _ = child.communicate("SUCCEEDED\n", timeout=200)
+    assert noted(tmp_path) == others
+    assert said.splitlines()[-1] == "mlflow does not answer; what it has not taken is not reported to it"
+    assert len((tmp_path / "train.log").read_text().splitlines()) == 4
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert events.read_bytes().count(b"loss") == len(STEPS)
+
+
+def started(folder: Path, *trackers: str, uri: str, **keys: Any) -> subprocess.Popen[str]:
+    spec = Spec(job_id="job-1", kind="sft", output_dir=str(folder), trackers=trackers, name="run", **keys)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator_svc.tracking"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "MLFLOW_TRACKING_URI": uri},
+    )
+    assert process.stdin is not None
+    process.stdin.write(spec.line().decode())
+    process.stdin.flush()
+    return process
+
+
+def noted(folder: Path) -> dict[str, int]:
+    """The last step that was reported to each tracker that has opened."""
+    try:
+        notes = json.loads((folder / ".surogate" / "tracking.json").read_text())["trackers"]
+    except FileNotFoundError:
+        return {}
+    return {name: done.get("step", 0) for name, done in notes.items()}
+
+
+def test_notes_of_before_each_tracker_had_its_own_are_read(tmp_path: Path) -> None:
+    (tmp_path / ".surogate").mkdir()
+    old = {"runs": {"mlflow": {"run": "r1"}, "log_file": {}}, "step": 2, "evaluated": {"validation": 2}}
+    (tmp_path / ".surogate" / "tracking.json").write_text(json.dumps(old))
+    memory = Memory(tmp_path, print)
+    assert memory.of("mlflow") == {"run": {"run": "r1"}, "step": 2, "evaluated": {"validation": 2}}
+    assert memory.of("wandb") == {}
+
+
+def test_notes_that_cannot_be_written_are_said_once(tmp_path: Path) -> None:
+    (tmp_path / ".surogate").write_text("in the way")
+    said: list[str] = []
+    memory = Memory(tmp_path, said.append)
+    for step in (1, 2):
+        memory.keep("wandb", {"step": step})
+    assert len(said) == 1 and "cannot be noted" in said[0]
+    assert memory.of("wandb") == {"step": 2}

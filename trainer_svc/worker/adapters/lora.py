@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
 from surogate.storage.fetch import local
+from trainer_svc.worker.adapters.given import FAILURES, WEIGHTS_FILE, add_adapter, check_files, first_line
 from trainer_svc.worker.adapters.lora_float import use_float_layers
 from trainer_svc.worker.adapters.lora_targets import adapted_name, bare, is_adapters, targets
 from trainer_svc.worker.adapters.product import product
@@ -23,17 +24,14 @@ from trainer_svc.worker.quantized.linear import QuantizedLinear
 from trainer_svc.worker.quantized.state import decoded_state, weight_of
 from trainer_svc.worker.shares import whole
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-
 
 def merge_adapter(model: PreTrainedModel, path: str, key: str = "adapter_path") -> PreTrainedModel:
     """Adds an adapter's product to the base weights and drops it. Raises ConfigError for one that does not fit."""
     folder = adapter_folder(path, key)
     try:
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise config_error(key, f"the adapter {folder} does not fit the model: {_first_line(error)}") from error
+        return add_adapter(model, folder, model.dtype)
+    except FAILURES as error:
+        raise config_error(key, f"the adapter {folder} does not fit the model: {first_line(error)}") from error
 
 
 def attach(model: PreTrainedModel, train: TrainConfig, *, dropout: float) -> PeftModel:
@@ -52,7 +50,7 @@ def attach(model: PreTrainedModel, train: TrainConfig, *, dropout: float) -> Pef
     try:
         adapter = get_peft_model(model, config)
     except ValueError as error:
-        raise config_error("lora_target_modules", _first_line(error)) from error
+        raise config_error("lora_target_modules", first_line(error)) from error
     adapter.peft_config["default"].base_model_name_or_path = base_name(train)
     _set_dtype(adapter, train.lora_dtype)
     use_float_layers(model, adapter)
@@ -84,7 +82,13 @@ def load_weights(adapter: PeftModel, folder: Path, *, resumed: bool = False) -> 
         differing = ", ".join(sorted(set(state) ^ expected)[:4])
         key, hint = ("lora_target_modules", anew) if resumed else ("adapter_path", "")
         raise config_error(key, f"the adapter {folder} is for other layers; they differ in {differing}{hint}")
-    set_peft_model_state_dict(adapter, state)
+    try:
+        set_peft_model_state_dict(adapter, state)
+    except RuntimeError as error:
+        text = f"the adapter {folder} is for a model of other sizes: {first_line(error)}"
+        raise config_error("adapter_path" if not resumed else "model", text) from error
+    if not all(torch.isfinite(weight).all() for weight in state.values()):
+        raise config_error("adapter_path", f"the adapter {folder} has weights that are not finite; choose another")
 
 
 PLAIN = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
@@ -146,10 +150,12 @@ def config_json(adapter: PeftModel) -> str:
 
 
 def adapter_folder(path: str, key: str) -> Path:
-    """The folder of an adapter that must be there. Raises ConfigError naming `key`."""
+    """The folder of an adapter, whose files can be read. Raises ConfigError naming `key`."""
     folder = Path(local(path, f"train.{key}")).expanduser()
-    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
-        raise config_error(key, f"{folder} is not a PEFT adapter's folder: it needs {CONFIG_FILE} and {WEIGHTS_FILE}")
+    try:
+        check_files(folder)
+    except ValueError as error:
+        raise config_error(key, str(error)) from error
     return folder
 
 
@@ -170,8 +176,3 @@ def _plain(value: object) -> object:
     if isinstance(value, set | frozenset):
         return sorted(value)
     return getattr(value, "value", str(value))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error.args[0] if error.args else error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])

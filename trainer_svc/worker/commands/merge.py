@@ -19,7 +19,6 @@ from surogate.errors import InvalidInputError, SurogateError, Violation
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
 FAILED, USAGE = 1, 2
@@ -117,7 +116,7 @@ def merge(adapter: Path, base: str, output: Path, dtype: str = "auto") -> None:
 
     model = _load_base(base, adapter)
     stored = getattr(torch, dtype) if dtype != "auto" else model.dtype
-    merged = add_adapter(model, adapter, stored)
+    merged = add(model, adapter, stored)
     # The trainer puts its tokenizer, with the chat template that was trained with, beside the adapter.
     tokenizer = AutoTokenizer.from_pretrained(adapter if (adapter / "tokenizer_config.json").is_file() else base)
     with new_folder(output) as temporary:
@@ -142,7 +141,7 @@ def _load_base(base: str, adapter: Path) -> PreTrainedModel:
     except ValueError as error:
         raise wrong("adapter", str(error)) from error
     try:
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         if quantization is None:
             return read_decoded(base, config, "auto")[0]
         model, _ = read_quantized(base, config, quantization, torch.device("cpu"))
@@ -152,60 +151,14 @@ def _load_base(base: str, adapter: Path) -> PreTrainedModel:
         raise wrong("base", f"could not load {base}: {_first_line(error)}") from error
 
 
-def add_adapter(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Adds the products of an adapter to the weights of `model`, in float32, one layer after the other, then rounded
-    once to `dtype`. Raises InvalidInputError if it does not fit.
-    """
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
-    from safetensors import SafetensorError
+def add(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Adds an adapter to the weights of `model`. Raises InvalidInputError if it does not fit."""
+    from trainer_svc.worker.adapters.given import FAILURES, add_adapter, first_line
 
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
-        _check_names(adapted, folder)
-        _check_tied(adapted)
-        for module in adapted.modules():
-            if isinstance(module, LoraLayer):
-                module.float()
-                module.merge(safe_merge=True)
-                module.to(dtype)
-        return adapted.merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise wrong("adapter", f"{folder} does not fit the base: {_first_line(error)}") from error
-
-
-def _check_tied(adapted: PeftModel) -> None:
-    """Raises ValueError where an adapted weight is also another layer's, which would change with it."""
-    from peft.tuners.lora import LoraLayer, ParamWrapper
-
-    bases = {
-        name: module.get_base_layer()
-        for name, module in adapted.named_modules()
-        if isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper)  # experts are shared with nobody
-    }
-    own = {id(base) for base in bases.values()}
-    elsewhere = {
-        weight.data_ptr()
-        for module in adapted.modules()
-        if id(module) not in own
-        for weight in module._parameters.values()
-        if weight is not None
-    }
-    for name, base in bases.items():
-        if base.weight.data_ptr() in elsewhere:
-            raise ValueError(f"it adapts {name}, whose weights another layer shares; serve the adapter unmerged")
-
-
-def _check_names(adapted: PeftModel, folder: Path) -> None:
-    """Raises ValueError for weights that have no place in the model, and for layers without weights."""
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-
-    with safe_open(folder / ADAPTER_FILES[1], "pt") as file:
-        given = set(file.keys())
-    odd = sorted(given ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False)))
-    if odd:
-        raise ValueError(f"they differ in {', '.join(odd[:4])}")
+        return add_adapter(model, folder, dtype)
+    except FAILURES as error:
+        raise wrong("adapter", f"{folder} does not fit the base: {first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from surogate.config.train import TrainConfig
 from trainer_svc.worker.errors import config_error
-from trainer_svc.worker.model.modeling import require_folder
+from trainer_svc.worker.model.modeling import require_folder, unreadable
 from trainer_svc.worker.paths import is_local, model_source
 
 
@@ -18,10 +18,9 @@ def load_tokenizer(train: TrainConfig) -> PreTrainedTokenizerBase:
     if is_local(train.model):
         require_folder(Path(path))  # else transformers says that it is no name on the hub
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise config_error("model", f"{path} has no tokenizer that could be loaded: {first}") from error
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:
+        raise config_error("model", f"has no tokenizer: {unreadable(path, error)}") from error
     if not tokenizer.is_fast:
         raise config_error("model", f"{path} has no fast tokenizer (tokenizer.json); convert its tokenizer first")
     if set(tokenizer("a b c", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:

@@ -12,14 +12,15 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from trainer_svc.worker.adapters import lora
+from trainer_svc.worker.adapters.given import CONFIG_FILE, WEIGHTS_FILE
 from trainer_svc.worker.quantized.record import Quantization
 
 
 def write_adapter(adapter: PeftModel, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Writes the adapter as PEFT does; `weights` are those of `lora.tensors`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(dict(weights), folder / lora.WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / lora.CONFIG_FILE).write_text(lora.config_json(adapter), encoding="utf-8")
+    save_file(dict(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(lora.config_json(adapter), encoding="utf-8")
     quantization = Quantization.noted(adapter.get_base_model())
     if quantization is not None:
         quantization.write(folder)

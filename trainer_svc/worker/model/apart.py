@@ -6,6 +6,8 @@ own: their loss would be another one, and nothing would say so.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from transformers import PreTrainedModel
 
@@ -43,6 +45,10 @@ def check_apart(model: PreTrainedModel, precision: Precision) -> None:
     finally:
         model.set_attn_implementation(NAME)
         model.train(was_training)
+    if not math.isfinite(apart):
+        where = ", ".join(_not_finite(model)[:3])
+        what = f"weights that are not finite ({where})" if where else "logits that are not finite"
+        raise ConfigError.of([Violation("train.model", f"has {what}: it was damaged, or has diverged; choose another")])
     rounded = STATEFUL if getattr(model, "_is_stateful", False) else ROUNDED
     if not apart <= (EXACT if precision.autocast is None else rounded):
         raise _refused(model, "mixes the documents of a packed row, or counts their positions otherwise than alone")
@@ -61,6 +67,12 @@ def _difference(model: PreTrainedModel) -> float:
         alone = model(input_ids=row[None, part], use_cache=False).logits[0].float()
         found.append(float(((packed[part] - alone).norm(dim=-1) / alone.norm(dim=-1).clamp(min=1e-12)).median()))
     return max(found)
+
+
+def _not_finite(model: PreTrainedModel) -> list[str]:
+    """Names of weights with infinities or none-numbers; packed ones of quantised layers have neither."""
+    plain = ((name, weight) for name, weight in model.named_parameters() if weight.is_floating_point())
+    return [name for name, weight in plain if weight.element_size() > 1 and not weight.isfinite().all()]
 
 
 def _refused(model: PreTrainedModel, what: str) -> ConfigError:

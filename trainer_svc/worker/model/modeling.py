@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config, PretrainedConfig, PreTrainedModel
 
 from surogate.config.train import TrainConfig
@@ -14,6 +14,7 @@ from surogate.errors import ConfigError
 from trainer_svc.worker.errors import config_error
 from trainer_svc.worker.model.apart import check_apart
 from trainer_svc.worker.model.attention import use_packed_attention
+from trainer_svc.worker.model.damage import damage
 from trainer_svc.worker.model.norm import use_few_passes
 from trainer_svc.worker.model.precision import Precision, has_bfloat16
 from trainer_svc.worker.model.rope import apply_context
@@ -31,9 +32,9 @@ def load_model_config(train: TrainConfig) -> PretrainedConfig:
     if is_local(source):
         _check_folder(Path(source), need_weights=not train.from_scratch)
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise config_error("model", _unreadable(name, error)) from error
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise config_error("model", unreadable(source, error)) from error
     if train.model_type not in ("auto", config.model_type):
         raise config_error("model_type", f"is {train.model_type}, and {name} is a {config.model_type}; set it to auto")
     apply_context(config, train)
@@ -68,10 +69,10 @@ def load_model(
         else:
             quantization = quantization_of(train, config, dtype) if quantize else None
             model = _read_weights(path, config, dtype, quantization, device(train))
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise config_error("model", _unreadable(path, error)) from error
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise config_error("model", unreadable(path, error)) from error
     use_packed_attention(model)
     model = model.to(device(train))
     check_apart(model, precision)
@@ -120,7 +121,7 @@ def read_decoded(
     mxfp4 = stored_in(config) == "mxfp4"
     options = {"quantization_config": Mxfp4Config(dequantize=True)} if mxfp4 else {}
     model, report = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=dtype, output_loading_info=True, **options
+        path, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False, **options
     )
     if mxfp4:
         model._weight_conversions = None  # else plain weights would be written by the names of MXFP4's parts
@@ -170,9 +171,16 @@ def _is_adapter(path: Path) -> bool:
     return (path / "adapter_config.json").is_file()
 
 
-def _unreadable(name: str, error: Exception) -> str:
+def unreadable(name: str, error: Exception) -> str:
+    """Why a model or its tokenizer could not be loaded: the file that is damaged, or else what the library says."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "ignore_mismatched_sizes" in first:
         first = "the weights have other shapes than config.json says; one of the two is of another model"
+    elif "custom code" in first:
+        first = "it needs code of its own (auto_map), which is not run here; choose a model that transformers knows"
+    elif isinstance(error, UnpicklingError):
+        first = "a .bin file has more in it than weights, which could run code; get the model as safetensors"
+    elif is_local(name):
+        first = damage(Path(name)) or first
     where = "the folder" if is_local(name) else "the Hugging Face hub (is it spelt right, and is the hub reachable?)"
     return f"could not load {name} from {where}: {first}"

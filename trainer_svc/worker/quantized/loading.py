@@ -39,6 +39,7 @@ def read_quantized(
         config=config,
         dtype=quantization.dtype,
         output_loading_info=True,
+        trust_remote_code=False,
         quantization_config=_Config(quantization, device),
     )
     model.hf_quantizer.remove_quantization_config(model)  # to everything else it is a model like any other

@@ -18,7 +18,7 @@ from surogate.errors import ConfigError
 from tests.helpers.models.architectures import SIZES
 from tests.helpers.models.engine import open_engine
 from tests.helpers.models.tiny import make_tiny_adapter, make_tiny_model, make_tiny_tokenizer
-from trainer_svc.worker.adapters.lora import WEIGHTS_FILE
+from trainer_svc.worker.adapters.given import WEIGHTS_FILE
 from trainer_svc.worker.adapters.lora_float import FloatLoraLinear
 from trainer_svc.worker.engine import Engine
 
