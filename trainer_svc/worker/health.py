@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from surogate.errors import InternalError
 from surogate.telemetry import metrics as names
+from trainer_svc.worker.folders.checkpoint_folders import left
 from trainer_svc.worker.optim.optimizer import StepOutcome
 from trainer_svc.worker.session import TrainingSession
 
@@ -53,7 +54,7 @@ def _complain(session: TrainingSession, loss: float, outcome: StepOutcome, warn:
     if session.bad_steps >= MAX_BAD_STEPS:
         raise InternalError(
             f"{said}: that is {session.bad_steps} steps in a row that are not finite; lower train.learning_rate, or "
-            "look at the data. The last checkpoint is good",
+            f"look at the data; {left(session.checkpoint_dir)}",
             reason="NOT_FINITE",
         )
     warn(f"{said}: its update was skipped")

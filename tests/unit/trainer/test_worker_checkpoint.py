@@ -55,7 +55,7 @@ def test_trouble_leaves_the_previous_checkpoint_and_is_reported(
     output = tmp_path / "out"
     engine, _ = open_engine("grpo", output, keys)
     engine.train_step(1, samples(2))
-    with files_of_at_most(20_000), pytest.raises(DataLossError, match="there is none before it"):
+    with files_of_at_most(20_000), pytest.raises(DataLossError, match="there is no checkpoint before it"):
         engine.checkpoint(final=False)
     first = Path(engine.checkpoint(final=False).path)
 

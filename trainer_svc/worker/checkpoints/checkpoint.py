@@ -20,7 +20,7 @@ from trainer_svc.worker import determinism
 from trainer_svc.worker.adapters import lora
 from trainer_svc.worker.checkpoints.card import write_card
 from trainer_svc.worker.errors import config_error
-from trainer_svc.worker.folders.checkpoint_folders import STATE, Warn, checkpoints, forget_old, state_of
+from trainer_svc.worker.folders.checkpoint_folders import STATE, Warn, forget_old, left, state_of
 from trainer_svc.worker.folders.files import write_adapter, write_model
 from trainer_svc.worker.session import TrainingSession
 from trainer_svc.worker.shares import share_like, whole, whole_state
@@ -56,12 +56,8 @@ def _write_checkpoint(session: TrainingSession, folder: Path, weights: Weights, 
         )
     except (OSError, RuntimeError) as error:
         raise DataLossError(
-            f"could not write {folder}: {error}; {_left(session.checkpoint_dir)}", reason="CHECKPOINT_NOT_WRITTEN"
+            f"could not write {folder}: {error}; {left(session.checkpoint_dir)}", reason="CHECKPOINT_NOT_WRITTEN"
         ) from error
-
-
-def _left(folder: Path) -> str:
-    return "the checkpoints before it are good" if checkpoints(folder) else "there is none before it"
 
 
 def gather_weights(session: TrainingSession) -> Weights:
@@ -109,7 +105,7 @@ def _write_final(session: TrainingSession, output: Path, weights: Weights, merge
         return names
     except (OSError, RuntimeError) as error:
         raise DataLossError(
-            f"could not write the final model into {output}: {error}; the last checkpoint is good",
+            f"could not write the final model into {output}: {error}; {left(session.checkpoint_dir)}",
             reason="MODEL_NOT_WRITTEN",
         ) from error
 

@@ -48,6 +48,11 @@ def newest_good(folder: Path, warn: Warn) -> Path | None:
     return None
 
 
+def left(folder: Path) -> str:
+    """What remains to a run that cannot go on, for people."""
+    return "the checkpoints before it are good" if checkpoints(folder) else "there is no checkpoint before it"
+
+
 def verify(path: Path) -> None:
     """Raises DataLossError if a file of the checkpoint is missing or is not what was written."""
     try:
