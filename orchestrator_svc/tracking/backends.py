@@ -101,6 +101,7 @@ class TensorBoard(Tracker):
         self._add(step, time.time(), [self._summary.Summary.Value(tag=name, histo=histogram)])
 
     def close(self, how: str) -> None:
+        self._writer.flush()  # raises what its thread met, such as a full disk; close does not
         self._writer.close()
 
     def _add(self, step: int, seconds: float, values: list[Any]) -> None:
