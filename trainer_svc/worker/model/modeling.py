@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config, Pretrain
 
 from surogate.config.train import TrainConfig
 from surogate.errors import ConfigError
+from trainer_svc.worker.device.memory import freed_at_once
 from trainer_svc.worker.errors import config_error
 from trainer_svc.worker.model.apart import check_apart
 from trainer_svc.worker.model.attention import use_packed_attention
@@ -41,6 +42,7 @@ def load_model_config(train: TrainConfig) -> PretrainedConfig:
     return config
 
 
+@freed_at_once()
 def load_model(
     train: TrainConfig, *, source: str | Path | None = None, quantize: bool = True
 ) -> tuple[PreTrainedModel, Precision]:

@@ -5,8 +5,6 @@ It is transformers' own loading, with all that it knows of checkpoints, and a qu
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +20,6 @@ from trainer_svc.worker.quantized.linear import QuantizedLinear
 from trainer_svc.worker.quantized.record import Quantization
 
 METHOD = "surogate"
-
-FREED = 1 << 25
-"""Bytes read between two times that freed memory is given back."""
 
 
 def read_quantized(
@@ -82,8 +77,6 @@ class _Config(QuantizationConfigMixin):  # type: ignore[misc]
 class _Quantizer(HfQuantizer):  # type: ignore[misc]
     """Replaces linear layers before the weights come, and gives each weight to its layer as it is read."""
 
-    _freed = 0
-
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         del kwargs
         quantization: Quantization = self.quantization_config.quantization
@@ -99,13 +92,6 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantize(self)
-
-    def has_read(self, size: int) -> None:
-        """Gives freed memory back from time to time: what is kept lies among what was freed, and holds it fast."""
-        self._freed += size
-        if self._freed >= FREED:
-            self._freed = 0
-            give_back_memory()
 
     def is_serializable(self) -> bool:
         return False
@@ -127,18 +113,10 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
             weight = value[0] if isinstance(value, list) else value
             layer, _ = get_module_from_name(kwargs["model"], name)
             layer.store(weight.to(self._quantizer.quantization_config.device))
-            self._quantizer.has_read(weight.numel() * weight.element_size())
             layer.weight._is_hf_initialized = True
             layer._is_hf_initialized = True
             kwargs["missing_keys"].discard(name)
         return {}
-
-
-def give_back_memory() -> None:
-    """Returns freed memory to the system, where the C library can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _linear_layers(model: PreTrainedModel, skip: Sequence[str]) -> list[tuple[str, torch.nn.Linear]]:

@@ -25,6 +25,9 @@ E4M3_MAX = 448.0
 CHUNK_ELEMENTS = 1 << 18
 """Weights that are encoded at a time."""
 
+CPU_CHUNK_ELEMENTS = 1 << 14
+"""The same on a CPU: what encodes them stays in its caches, and below what `memory.freed_at_once` gives back."""
+
 
 class Storage(Protocol):
     """A format."""
@@ -57,10 +60,10 @@ class Nf4:
         """By bitsandbytes, so many blocks at a time."""
         functional = load_bitsandbytes("qlora_bnb").functional
         packed = torch.empty((-(-weight.numel() // 2), 1), dtype=torch.uint8, device=weight.device)
-        scales = []
-        for start, values in enumerate(torch.split(weight.reshape(-1), CHUNK_ELEMENTS)):
+        chunk, scales = _chunk(weight), []
+        for start, values in enumerate(torch.split(weight.reshape(-1), chunk)):
             part, state = functional.quantize_4bit(values, blocksize=self.block_size, quant_type="nf4")
-            packed[start * CHUNK_ELEMENTS // 2 :][: len(part)] = part
+            packed[start * chunk // 2 :][: len(part)] = part
             scales.append(state.absmax)
         absmax = torch.cat(scales)
         if not self.double_quant:
@@ -194,8 +197,12 @@ def _encode_blocks(
 
 def _slices(weight: torch.Tensor, multiple: int) -> Iterator[slice]:
     """Rows to encode at a time, a multiple of `multiple`: few enough that their copies in float32 do not matter."""
-    rows = max(1, CHUNK_ELEMENTS // (weight.shape[1] * multiple)) * multiple
+    rows = max(1, _chunk(weight) // (weight.shape[1] * multiple)) * multiple
     return (slice(start, start + rows) for start in range(0, weight.shape[0], rows))
+
+
+def _chunk(weight: torch.Tensor) -> int:
+    return CPU_CHUNK_ELEMENTS if weight.device.type == "cpu" else CHUNK_ELEMENTS
 
 
 def _padded(weight: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
