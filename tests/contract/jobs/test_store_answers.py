@@ -59,8 +59,9 @@ async def a_clients_day(folder: Path, url: str, at: int, fault: Fault, *, repeat
         await answered(lambda: one.stub.ReplaceReward(service), repeats=repeats)
         await answered(lambda: one.cancel(name), repeats=repeats)
         history = await ended(one, name)
-        assert await one.database.read(lambda c: scale_of(c, "job")) == 3
-        assert len(await one.database.read(lambda c: replaced_services(c, "job"))) == 1
+        assert await one.database.read(lambda c: scale_of(c, "job"), patience=10.0) == 3
+        replaced = await one.database.read(lambda c: replaced_services(c, "job"), patience=10.0)
+        assert len(replaced) == 1
         assert [state for state, _ in history if state] == STATES, history
         with pytest.raises(NotFoundError, match="there is no jobs/job; one was deleted at 2"):
             while True:
