@@ -200,14 +200,13 @@ def test_four_processes_with_other_optimisers_and_quantised_bases_find_what_one_
         same_curve(result, others_alone[name[:-1] + "1"], name)
 
 
-@pytest.mark.slow
-def test_two_processes_with_fp8_products_find_what_one_does(inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    """Emulated on the CPU. A last bit can move a value to the next of E4M3."""
-    make_tiny_model(tmp_path / "model", std=0.1, dtype="bfloat16")
+def emulated(inputs: tuple[Path, Path], folder: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What one process finds with products of a recipe and with bfloat16; and what two find, at each level."""
+    make_tiny_model(folder / "model", std=0.1, dtype="bfloat16")
     data = [{"path": str(inputs[1]), "type": "conversation"}]
-    common = {**COMMON, "model": str(tmp_path / "model"), "datasets": data, "torch_dtype": "bfloat16"}
+    common = {**COMMON, "model": str(folder / "model"), "datasets": data, "torch_dtype": "bfloat16"}
 
-    def wanted(levels: tuple[int, ...], recipe: str = "fp8_hybrid") -> list[dict[str, Any]]:
+    def wanted(levels: tuple[int, ...], recipe: str) -> list[dict[str, Any]]:
         keys = {**common, "recipe": recipe, "recompute": True}
         return [
             {"name": f"{lora}-{recipe}-{level}", "kind": "sft", "train": {**keys, "lora": lora, "zero_level": level}}
@@ -215,11 +214,33 @@ def test_two_processes_with_fp8_products_find_what_one_does(inputs: tuple[Path, 
             for level in levels
         ]
 
-    alone = run(tmp_path, 1, [*wanted((1,)), *wanted((1,), "bf16")])
-    assert alone["False-fp8_hybrid-1"]["losses"] != alone["False-bf16-1"]["losses"]
-    for name, result in run(tmp_path, 2, wanted(LEVELS)).items():
+    alone = run(folder, 1, [*wanted((1,), recipe), *wanted((1,), "bf16")])
+    assert alone[f"False-{recipe}-1"]["losses"] != alone["False-bf16-1"]["losses"]
+    return alone, run(folder, 2, wanted(LEVELS, recipe))
+
+
+@pytest.mark.slow
+def test_two_processes_with_fp8_products_find_what_one_does(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Emulated on the CPU. A last bit can move a value to the next of E4M3."""
+    alone, both = emulated(inputs, tmp_path, "fp8_hybrid")
+    for name, result in both.items():
         for key in ("losses", "norms"):
             assert result[key] == pytest.approx(alone[name[:-1] + "1"][key], rel=1e-3), (name, key)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_with_nvfp4_products_find_the_same_at_every_level(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Emulated on the CPU. Gradients are rounded at random, and two ranks draw other numbers than one."""
+    alone, both = emulated(inputs, tmp_path, "nvfp4")
+    for name, result in both.items():
+        one, first = alone[name[:-1] + "1"], both[name[:-1] + "1"]
+        assert result["losses"][0] == pytest.approx(one["losses"][0], rel=1e-5), name  # before any gradient
+        for key, near, same in (("losses", 0.05, 2e-3), ("norms", 0.25, 1e-2)):
+            assert result[key] == pytest.approx(one[key], rel=near), (name, key)
+            assert result[key] == pytest.approx(first[key], rel=same), (name, key)
 
 
 @pytest.mark.slow
