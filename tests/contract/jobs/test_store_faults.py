@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,7 +47,10 @@ class Told:
     """What is to be the same whatever was lost."""
 
     state: str = ""
+    states: list[str] = field(default_factory=list)
+    """One after the other. What it says of itself within one depends on what of the trainer's events comes together."""
     history: History = field(default_factory=list)
+    """All other events."""
     trained: list[Any] = field(default_factory=list)
     rows: Rows = field(default_factory=list)
     starts: int = 0
@@ -193,7 +197,10 @@ async def _ended(seen: Database) -> Told:
         while (row := await _row(seen)) is None or row.state not in ENDED:  # noqa: ASYNC110 - it is not to be told
             await asyncio.sleep(0.05)
     events = await seen.read(lambda c: read_events(c, "job", 0, 10_000))
-    return Told(State.State.Name(row.state), [_said(event) for event in events])
+    told = Told(State.State.Name(row.state))
+    told.states = [state for state, _ in groupby(_state(event) for event in events if event.HasField("state_changed"))]
+    told.history = [_said(event) for event in events if not event.HasField("state_changed")]
+    return told
 
 
 async def _files(folder: Path) -> dict[str, list[int]]:
@@ -220,6 +227,10 @@ async def _until(done: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not done():  # noqa: ASYNC110 - nothing else tells of it
             await asyncio.sleep(0.02)
+
+
+def _state(event: job_pb2.JobEvent) -> str:
+    return State.State.Name(event.state_changed.state)
 
 
 def _said(event: job_pb2.JobEvent) -> tuple[str, str]:
