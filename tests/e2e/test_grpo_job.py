@@ -141,7 +141,7 @@ async def test_kill_of_each_process_in_the_middle_of_a_step(shell: GrpoShell, ro
     for worker in ("reward-0", "trainer-0", "inference-0"):
         assert f"{worker} was killed by signal 9; starting it again" in out
     assert "the orchestrator ended (exit code -9)" in out
-    assert "trained again from the ledger" in out, "steps behind the last checkpoint"
+    assert "trained again since the last checkpoint" in out, "steps behind the last checkpoint"
     assert ledger.rows() == rows
     assert list(shell.losses()) == STEPS
 

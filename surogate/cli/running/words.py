@@ -43,7 +43,7 @@ def step_line(progress: Progress, *, replayed: bool = False) -> str:
         phases = ", ".join(phase_parts(progress.metrics))
         parts.append(units.seconds(progress.metrics[names.TIME_STEP]) + (f" ({phases})" if phases else ""))
     if replayed:
-        parts.append("trained again from the ledger")
+        parts.append("trained again since the last checkpoint")
     elif progress.eta:
         parts.append(f"ETA {units.clock(progress.eta)}")
     return "  ".join(parts)

@@ -121,7 +121,7 @@ def test_plain_lines() -> None:
 
 def test_a_replayed_step_says_so() -> None:
     assert words.step_line(after([step(3, {"loss": 2.0})]), replayed=True) == (
-        "step 3/10  loss 2  trained again from the ledger"
+        "step 3/10  loss 2  trained again since the last checkpoint"
     )
 
 
