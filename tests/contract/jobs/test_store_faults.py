@@ -73,6 +73,7 @@ async def sft_job(folder: Path, url: str, at: int, fault: Fault) -> tuple[Told, 
             faults = StoreFaults(one.database, at, fault, OUTAGE_SECONDS)
             await patiently(lambda: one.create(sft_config("warns"), job_id="job", request_id="once"))
             told = await _ended(seen)
+            await _until(lambda: one.runner is not None and not one.runner.running)
             await _until(lambda: not trainer.sessions)
     told.starts, told.left = len(trainer.requests), list(trainer.sessions)
     told.files, told.counted = await _files(folder), _counted("sft") - counted
@@ -100,6 +101,7 @@ async def grpo_job(folder: Path, url: str, at: int, fault: Fault) -> tuple[Told,
             config = job_config(settings.model, output_dir="out")
             await patiently(lambda: one.create(config, job_id="job", request_id="once"))
             told = await _ended(seen)
+            await _until(lambda: one.runner is not None and not one.runner.running)
         ledger = GrpoJob(folder / "ledger", fakes, settings, url)
         told.rows = await ledger.rows()
         assert all(row.state == "trained" for row in await ledger.draws())
