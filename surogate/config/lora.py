@@ -32,8 +32,8 @@ class LoraKeys(ConfigModel):
     lora_alpha: Rank = 32
     """Scale of the adapters, 1 to 65,536: they are multiplied by lora_alpha / lora_rank."""
     lora_dropout: Annotated[Float, Field(ge=0, lt=1)] = 0.05
-    """Dropout before the adapters, 0 to below 1. 0 in GRPO, whatever is set: the policy that is trained is the one
-    that was sampled.
+    """Dropout before the adapters, 0 to below 1. 0 in GRPO, whatever is set, as is the model's own: the policy that is
+    trained is the one that was sampled.
     """
     lora_dtype: Annotated[Literal["fp32", "bf16"], spelled({"float32": "fp32", "bfloat16": "bf16"})] = "fp32"
     """Dtype of the adapters while they are trained."""

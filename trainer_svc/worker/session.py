@@ -135,7 +135,10 @@ def load_session(
         use_recipe(model, train)
         policy = Policy(model, precision, None, chunks=train.lmhead_chunks)
     use_recompute(policy.model, train)
-    policy.train(True)
+    if kind == "grpo":
+        policy.draw_nothing()
+    else:
+        policy.train(True)
     if ranks.world_size == 1:
         policy.compiled = compile_layers(policy.model, train, policy.precision)
     reference = _load_reference(train) if kind == "grpo" and _needs_reference(train) and not train.lora else None

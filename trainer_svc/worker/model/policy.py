@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from surogate.errors import FailedPreconditionError
 from trainer_svc.worker.model.batch import PackedBatch
 from trainer_svc.worker.model.cuda import Compiled
+from trainer_svc.worker.model.dropout import draw_nothing, has_dropout
 from trainer_svc.worker.model.forward import PackedForward
 from trainer_svc.worker.model.graphs import MicroBatchGraphs
 from trainer_svc.worker.model.modeling import vocab_size
 from trainer_svc.worker.model.precision import Precision
-from trainer_svc.worker.model.recompute import has_dropout
 from trainer_svc.worker.model.spread import last_of_step, spread
 
 BLOCK = 128
@@ -42,6 +42,7 @@ class Policy:
         self._training: torch.nn.Module = self.forward
         self.compiled: Compiled | None = None
         """What is compiled for CUDA; see cuda.py."""
+        self._draws = True
 
     @property
     def device(self) -> torch.device:
@@ -75,9 +76,14 @@ class Policy:
         return last_of_step(self._training, last)
 
     def train(self, mode: bool) -> None:
-        """Switches dropout on or off."""
-        if self.model.training != mode:
+        """Switches dropout on or off; after `draw_nothing` it stays off."""
+        if self._draws and self.model.training != mode:
             self.model.train(mode)
+
+    def draw_nothing(self) -> None:
+        """Has training, too, draw no random numbers: the policy that learns is the one that was sampled."""
+        self._draws = False
+        draw_nothing(self.model)
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

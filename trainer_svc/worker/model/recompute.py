@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from surogate.config.train import TrainConfig
 from trainer_svc.worker.errors import config_error
+from trainer_svc.worker.model.dropout import has_dropout
 
 _KEPT = {
     torch.ops.aten.mm.default,
@@ -42,11 +43,6 @@ def use_recompute(model: PreTrainedModel, train: TrainConfig) -> None:
         raise config_error(
             "recompute", f"{type(model).__name__} has no layers to recompute: set it to false"
         ) from error
-
-
-def has_dropout(model: PreTrainedModel) -> bool:
-    """Whether the model draws random numbers in training."""
-    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def _policy(context: Any, function: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
