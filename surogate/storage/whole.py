@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from surogate.errors import SurogateError
+
 TEMPORARY = ".tmp-"
 """Names of folders and files that are not complete begin so."""
 
@@ -27,16 +29,26 @@ def new_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
+        with as_os_errors():
+            yield temporary
         _open_to_readers(temporary)
         sync_tree(temporary)
         remove_folder(path)
         temporary.rename(path)
         sync(path.parent)
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Inside, what libraries written in Rust tell of the disk by exceptions of their own is an OSError."""
+    try:
+        yield
+    except Exception as error:
         refused = RUST_OS_ERROR.search(str(error))
-        if refused is not None and not isinstance(error, OSError):
+        if refused is not None and not isinstance(error, OSError | SurogateError):
             raise OSError(int(refused[1]), str(error)) from error
         raise
 

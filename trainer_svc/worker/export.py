@@ -38,19 +38,20 @@ def export_weights(session: TrainingSession, version: int, directory: Path) -> w
     policy, train, stored = session.policy, session.train, session.policy.precision.stored
     kind, config = session.pushes.kind, ""
     if version == 0:
-        kind = weights_pb2.WEIGHT_KIND_BASE
-        state = stored_state(policy.model, lora.base_state(policy.model, stored), stored)
+        kind, state = weights_pb2.WEIGHT_KIND_BASE, lora.base_state(policy.model, stored)
     elif kind == weights_pb2.WEIGHT_KIND_DELTA:
-        state = stored_state(policy.model, lora.changed_state(policy.model, stored), stored)
+        state = lora.changed_state(policy.model, stored)
     elif policy.adapter is not None:
         state, config = lora.tensors(policy.adapter, stored), lora.config_json(policy.adapter)
     else:
-        state = stored_state(policy.model, whole_state(policy.model), stored)
-        if train.noise_scheduler.enabled:
-            sigma = deviation(session.step, train.max_steps, train.noise_scheduler)
-            state = with_noise(policy.model, state, sigma, seed=train.train_seed, version=version)
+        state = whole_state(policy.model, stored)
     if not session.ranks.first:
         return worker.ExportWeightsReply()
+    if kind != weights_pb2.WEIGHT_KIND_LORA:
+        state = stored_state(policy.model, state, stored)
+    if kind == weights_pb2.WEIGHT_KIND_FULL and train.noise_scheduler.enabled:
+        sigma = deviation(session.step, train.max_steps, train.noise_scheduler)
+        state = with_noise(policy.model, state, sigma, seed=train.train_seed, version=version)
     path = directory / f"weights-{version}.safetensors"
     tensors = [(name, _DTYPES[value.dtype], tuple(value.shape), _bytes(value)) for name, value in state.items()]
     manifest = write_image(path, tensors, version=version, kind=kind, adapter_config_json=config)

@@ -17,17 +17,33 @@ def whole(value: torch.Tensor) -> torch.Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def whole_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """`module.state_dict()` with every tensor in one piece, tied ones the same object. All ranks must ask for it.
+def collects() -> bool:
+    """Whether this rank keeps what is gathered: rank 0, which alone writes files. So does a single process."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
-    What was in shares is in host memory: the device need not have room for all of it.
+
+def collected(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The tensors in one piece on rank 0, tied ones the same object; nothing on others.
+
+    All ranks must ask for them. They come one after the other, so that a rank which drops them never holds two. What
+    was in shares is in host memory, floats in `dtype` if given: the device need not have room for all of it.
     """
     found: dict[int, torch.Tensor] = {}
-    state: Mapping[str, torch.Tensor] = module.state_dict(keep_vars=True)
-    for value in state.values():
-        if id(value) not in found:
-            found[id(value)] = whole(value.detach()).cpu() if isinstance(value, DTensor) else value.detach()
-    return {name: found[id(value)] for name, value in state.items()}
+    for key, value in {id(value): value for value in tensors.values()}.items():  # every rank gathers tied ones once
+        one = whole(value.detach())
+        if collects():
+            found[key] = _on_host(one, dtype) if isinstance(value, DTensor) else one
+        del one
+    return {name: found[id(value)] for name, value in tensors.items()} if collects() else {}
+
+
+def whole_state(module: nn.Module, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """`module.state_dict()` as `collected` gives it."""
+    return collected(module.state_dict(keep_vars=True), dtype)
+
+
+def _on_host(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return (value.to(dtype) if dtype is not None and value.is_floating_point() else value).cpu()
 
 
 def own(value: torch.Tensor) -> torch.Tensor:

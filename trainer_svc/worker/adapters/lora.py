@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from trainer_svc.worker.errors import config_error
 from trainer_svc.worker.paths import is_local
 from trainer_svc.worker.quantized.linear import QuantizedLinear
 from trainer_svc.worker.quantized.state import decoded_state, weight_of
-from trainer_svc.worker.shares import whole
+from trainer_svc.worker.shares import collected, collects, whole
 
 
 def merge_adapter(model: PreTrainedModel, path: str, key: str = "adapter_path") -> PreTrainedModel:
@@ -96,14 +97,16 @@ PLAIN = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias")
 
 
 def tensors(adapter: PeftModel, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """The adapter's weights by PEFT's names, as they are in `adapter_model.safetensors`, in `dtype` if given."""
-    state: Mapping[str, torch.Tensor] = get_peft_model_state_dict(adapter, save_embedding_layers=False)
-    return {name: whole(weight.detach()).to(dtype or weight.dtype).contiguous() for name, weight in state.items()}
+    """The adapter's weights by PEFT's names, as they are in `adapter_model.safetensors`, in `dtype` if given: on rank 0
+    (see `shares.collected`).
+    """
+    state = collected(get_peft_model_state_dict(adapter, save_embedding_layers=False), dtype)
+    return {name: weight.to(dtype or weight.dtype).contiguous() for name, weight in state.items()}
 
 
 def base_state(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """The weights under the adapter's layers, by their names in the bare model; of quantised ones what they mean, in
-    `dtype`.
+    `dtype`. On rank 0 (see `shares.collected`).
     """
     return {bare(name): value for name, value in decoded_state(model, dtype).items() if not is_adapters(name)}
 
@@ -112,7 +115,9 @@ def merged_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The same with the adapter's products added, in float32 where they are; the model itself is left as it is."""
     state = base_state(model)
     for name, weight in merged_weights(model):
-        state[name] = weight.to(state[name].device)
+        if collects():
+            state[name] = weight.to(state[name].device)
+        del weight  # before the next is gathered
     return state
 
 
@@ -127,11 +132,20 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
 def changed_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """What differs from the model as named, in `dtype` and host memory: merged weights, and what quantised ones mean.
 
-    Names are those of the bare model. All ranks must ask for it.
+    Names are those of the bare model. All ranks must ask for it, and rank 0 gets it (see `shares.collected`).
     """
-    quantised = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
-    state = {bare(f"{name}.weight"): layer.full_weight(dtype).cpu() for name, layer in quantised.items()}
-    return state | {name: weight.to(dtype).cpu() for name, weight in merged_weights(model)}
+    state = {}
+    for name, weight in itertools.chain(_decoded_weights(model, dtype), merged_weights(model)):
+        if collects():
+            state[name] = weight.to(dtype).cpu()
+        del weight
+    return state
+
+
+def _decoded_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            yield bare(f"{name}.weight"), layer.full_weight(dtype)
 
 
 def _adapted_weight(module: LoraLayer) -> torch.Tensor:

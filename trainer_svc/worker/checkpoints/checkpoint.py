@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from surogate.config.train import TrainConfig
 from surogate.errors import DataLossError
 from surogate.storage.folders import fingerprint
-from surogate.storage.whole import move_files, new_folder
+from surogate.storage.whole import as_os_errors, move_files, new_folder
 from trainer_svc.worker import determinism
 from trainer_svc.worker.adapters import lora
 from trainer_svc.worker.checkpoints.card import write_card
@@ -23,12 +24,14 @@ from trainer_svc.worker.errors import config_error
 from trainer_svc.worker.folders.checkpoint_folders import STATE, Warn, forget_old, left, state_of
 from trainer_svc.worker.folders.files import write_adapter, write_model
 from trainer_svc.worker.session import TrainingSession
-from trainer_svc.worker.shares import share_like, whole, whole_state
+from trainer_svc.worker.shares import collected, share_like, whole_state
 
 FORMAT = 1
 
 Weights = Mapping[str, torch.Tensor]
-State = Mapping[str, Mapping[str, torch.Tensor]]
+Gather = Callable[[], Weights]
+Write = Callable[[Weights], None]
+T = TypeVar("T")
 
 
 def write_checkpoint(session: TrainingSession) -> Path:
@@ -36,34 +39,68 @@ def write_checkpoint(session: TrainingSession) -> Path:
 
     Raises DataLossError, with the path, if the disk refuses; older checkpoints are then as they were.
     """
-    folder = session.checkpoint_dir / f"checkpoint-{session.step}"
-    weights, state = gather_weights(session), _gather_state(session)
-    session.ranks.by_first(lambda: _write_checkpoint(session, folder, weights, state))
-    return folder
+    path, by_first = session.checkpoint_dir / f"checkpoint-{session.step}", session.ranks.by_first
+    with ExitStack() as held:  # of rank 0: the others' stays empty
+        folder = by_first(lambda: _tried(session, path, lambda: held.enter_context(new_folder(path))))
+        for gather, write in _parts(session, folder):
+            _gathered_and_written(session, path, gather, write)
+        by_first(lambda: _tried(session, path, lambda: _finish(session, folder, held)))
+    return path
 
 
-def _write_checkpoint(session: TrainingSession, folder: Path, weights: Weights, state: State) -> None:
+def _parts(session: TrainingSession, folder: Path) -> list[tuple[Gather, Write]]:
+    """What is gathered, and how each is written, one after the other: rank 0 never holds two of them."""
+    policy, state = session.policy, folder / STATE
+
+    def masters() -> Weights:
+        return {name: value.contiguous() for name, value in collected(policy.trainable()).items()}
+
+    parts: list[tuple[Gather, Write]] = [
+        (lambda: gather_weights(session), lambda weights: write_weights(session, weights, folder)),
+        (session.optimizer.state, lambda moments: _write_tensors(moments, state / "optimizer.safetensors")),
+        (lambda: _random_states(session), lambda states: _write_tensors(states, state / "rng.safetensors")),
+    ]
+    if policy.adapter is None and policy.precision.stored != policy.precision.trained:
+        parts.append((masters, lambda weights: _write_tensors(weights, state / "master.safetensors")))
+    return parts
+
+
+def _gathered_and_written(session: TrainingSession, path: Path, gather: Gather, write: Write) -> None:
+    """All ranks gather, rank 0 writes. What was gathered ends with this call."""
+    tensors = gather()
+    session.ranks.by_first(lambda: _tried(session, path, lambda: write(tensors)))
+
+
+def _tried(session: TrainingSession, path: Path, work: Callable[[], T]) -> T:
+    """Does it; a disk that refuses is a DataLossError."""
     try:
-        with new_folder(folder) as temporary:
-            write_weights(session, weights, temporary)
-            _write_state(session, state, temporary / STATE)
-            _write_list(temporary)
-        forget_old(
-            session.checkpoint_dir,
-            session.train.save_total_limit,
-            step=session.step,
-            keep_interval=session.keep_interval,
-        )
+        with as_os_errors():
+            return work()
     except (OSError, RuntimeError) as error:
         raise DataLossError(
-            f"could not write {folder}: {error}; {left(session.checkpoint_dir)}", reason="CHECKPOINT_NOT_WRITTEN"
+            f"could not write {path}: {error}; {left(session.checkpoint_dir)}", reason="CHECKPOINT_NOT_WRITTEN"
         ) from error
 
 
+def _finish(session: TrainingSession, folder: Path, held: ExitStack) -> None:
+    """Gives the folder its name, and forgets older ones."""
+    _write_state(session, folder / STATE)
+    _write_list(folder)
+    held.close()
+    forget_old(
+        session.checkpoint_dir,
+        session.train.save_total_limit,
+        step=session.step,
+        keep_interval=session.keep_interval,
+    )
+
+
 def gather_weights(session: TrainingSession) -> Weights:
-    """The model's weights, or the adapter's, in one piece. All ranks must ask for them; rank 0 uses them."""
+    """The model's weights, or the adapter's, in one piece: on rank 0. All ranks must ask for them."""
     policy = session.policy
-    return lora.tensors(policy.adapter) if policy.adapter is not None else whole_state(policy.model)
+    if policy.adapter is not None:
+        return lora.tensors(policy.adapter)
+    return whole_state(policy.model, policy.precision.stored)
 
 
 def write_weights(session: TrainingSession, weights: Weights, folder: Path) -> None:
@@ -81,31 +118,44 @@ def write_final(session: TrainingSession) -> tuple[Path, list[str]]:
 
     Returns the folder, and the names of the files there. Raises DataLossError, with the path, if the disk refuses.
     """
-    output, weights = session.output_dir, gather_weights(session)
-    merging = session.train.merge_adapter and session.policy.adapter is not None
-    merged = lora.merged_state(session.policy.model) if merging else None
-    return output, session.ranks.by_first(lambda: _write_final(session, output, weights, merged))
+    output, by_first = session.output_dir, session.ranks.by_first
+    names = _written_final(session, output)
+    if session.train.merge_adapter and session.policy.adapter is not None:
+        merged = lora.merged_state(session.policy.model)
+        names += by_first(lambda: _tried_final(session, lambda: _write_merged(session, merged, output)))
+    return output, names
 
 
-def _write_final(session: TrainingSession, output: Path, weights: Weights, merged: Weights | None) -> list[str]:
+def _written_final(session: TrainingSession, output: Path) -> list[str]:
+    weights = gather_weights(session)
+    return session.ranks.by_first(lambda: _tried_final(session, lambda: _write_final(session, weights, output)))
+
+
+def _write_final(session: TrainingSession, weights: Weights, output: Path) -> list[str]:
+    with new_folder(output / "final") as temporary:
+        write_weights(session, weights, temporary)
+        write_card(session, temporary)
+    names = _files(output / "final")
+    move_files(output / "final", output)
+    (output / "final").rmdir()
+    return names
+
+
+def _write_merged(session: TrainingSession, merged: Weights, output: Path) -> list[str]:
     policy = session.policy
+    with new_folder(output / "merged") as temporary:
+        write_model(policy.model, merged, policy.precision.stored, temporary)
+        session.tokenizer.save_pretrained(temporary)
+        write_card(session, temporary, merged=True)
+    return [f"merged/{name}" for name in _files(output / "merged")]
+
+
+def _tried_final(session: TrainingSession, work: Callable[[], list[str]]) -> list[str]:
     try:
-        with new_folder(output / "final") as temporary:
-            write_weights(session, weights, temporary)
-            write_card(session, temporary)
-        names = _files(output / "final")
-        move_files(output / "final", output)
-        (output / "final").rmdir()
-        if merged is not None:
-            with new_folder(output / "merged") as temporary:
-                write_model(policy.model, merged, policy.precision.stored, temporary)
-                session.tokenizer.save_pretrained(temporary)
-                write_card(session, temporary, merged=True)
-            names += [f"merged/{name}" for name in _files(output / "merged")]
-        return names
+        return work()
     except (OSError, RuntimeError) as error:
         raise DataLossError(
-            f"could not write the final model into {output}: {error}; {left(session.checkpoint_dir)}",
+            f"could not write the final model into {session.output_dir}: {error}; {left(session.checkpoint_dir)}",
             reason="MODEL_NOT_WRITTEN",
         ) from error
 
@@ -154,23 +204,17 @@ def restore(session: TrainingSession, path: Path, warn: Warn) -> None:
     session.bad_steps = int(state["bad_steps"])
 
 
-def _gather_state(session: TrainingSession) -> State:
-    """What a resume needs beside the weights, by the name of its file. All ranks must ask for it."""
-    policy = session.policy
+def _random_states(session: TrainingSession) -> Weights:
     by_rank = session.ranks.gather(determinism.rng_state())
-    state = {
-        "optimizer": session.optimizer.state(),
-        "rng": {determinism.key(name, rank): own for rank, held in enumerate(by_rank) for name, own in held.items()},
-    }
-    if policy.adapter is None and policy.precision.stored != policy.precision.trained:
-        state["master"] = {name: whole(weight.detach()).contiguous() for name, weight in policy.trainable().items()}
-    return state
+    return {determinism.key(name, rank): own for rank, held in enumerate(by_rank) for name, own in held.items()}
 
 
-def _write_state(session: TrainingSession, tensors: State, folder: Path) -> None:
-    folder.mkdir()
-    for name, values in tensors.items():
-        save_file(dict(values), folder / f"{name}.safetensors")
+def _write_tensors(tensors: Weights, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    save_file(dict(tensors), path)
+
+
+def _write_state(session: TrainingSession, folder: Path) -> None:
     state = {
         "format": FORMAT,
         "kind": session.kind,

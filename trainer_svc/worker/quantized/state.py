@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainer_svc.worker.quantized.linear import QuantizedLinear
-from trainer_svc.worker.shares import whole_state
+from trainer_svc.worker.shares import collects, whole_state
 
 
 def weight_of(layer: torch.nn.Module) -> torch.Tensor:
@@ -15,14 +15,18 @@ def weight_of(layer: torch.nn.Module) -> torch.Tensor:
 
 
 def decoded_state(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The state dict with the matrices of quantised layers in place of their parts, in `dtype`."""
+    """The state dict with the matrices of quantised layers in place of their parts, in `dtype`: on rank 0 (see
+    `shares.collected`).
+    """
     state: dict[str, torch.Tensor] = whole_state(model)
     for name, layer in model.named_modules():
         if isinstance(layer, QuantizedLinear):
-            for part in layer.storage.parts:
-                state.pop(f"{name}.{part}", None)
-            where = state[f"{name}.weight"].device
-            state[f"{name}.weight"] = layer.full_weight(dtype).to(where)
+            weight = layer.full_weight(dtype)
+            if collects():
+                for part in layer.storage.parts:
+                    state.pop(f"{name}.{part}", None)
+                state[f"{name}.weight"] = weight.to(state[f"{name}.weight"].device)
+            del weight
     return state
 
 
